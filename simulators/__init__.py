@@ -1,0 +1,1 @@
+"""What the world does: compiled simulators, knowing neither agents nor torch."""

@@ -1,0 +1,1 @@
+"""The stream cluster: applications, task times, engine, metrics."""
