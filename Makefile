@@ -13,7 +13,7 @@ record ?= false
 ARGS   ?=
 JOBS   ?= 2
 CODE   := agents benchmarks envs experiments runtime simulators tests
-TYPED  := $(foreach package,simulators envs runtime experiments,$(if $(wildcard $(package)/*.py),$(package)))
+TYPED  := simulators envs runtime
 
 # The first interpreter that is new enough; `make PYTHON=...` overrides it.
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3; do \
@@ -40,7 +40,7 @@ check: $(STAMP) ## Lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: format
 format: $(STAMP) ## Mend what the linter can mend
