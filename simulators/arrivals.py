@@ -12,10 +12,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
-import numba as nb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulators.compiled import jit
 from simulators.rate_factors import (
     STREAMS_PER_FACTOR,
     FlashCrowds,
@@ -149,7 +149,7 @@ class PoissonArrivals(ArrivalProcess):
         self, keys: NDArray[np.uint64], start_ticks: NDArray[np.int64], n_ticks: int
     ) -> NDArray[np.int64]:
         rates = self.rates(keys, start_ticks, n_ticks)
-        return draw_counts(rates, keys, start_ticks, self.tick_s, COUNT_STREAM)
+        return draw_counts(rates, keys, start_ticks, self.tick_s)
 
 
 def worldcup_like(tick_s: float, rate_per_s: float, minute_s: float = 3.0) -> PoissonArrivals:
@@ -203,13 +203,11 @@ def apply_factors(
         factor.multiply(rates, keys, start_ticks, tick_s, stream)
 
 
-@nb.njit(cache=True)
 def draw_counts(
     rates: NDArray[np.float64],
     keys: NDArray[np.uint64],
     start_ticks: NDArray[np.int64],
     tick_s: float,
-    stream: int,
 ) -> NDArray[np.int64]:
     """Draw the Poisson count of each tick from its rate.
 
@@ -218,14 +216,25 @@ def draw_counts(
         keys: uint64 [N], key of each row.
         start_ticks: int64 [N], tick of each row's first column.
         tick_s: Length of a tick, seconds.
-        stream: What the draws are for.
 
     Returns:
         int64 [N, n_ticks].
     """
+    counts = np.empty(rates.shape, dtype=np.int64)
+    _fill_counts(counts, rates, keys, start_ticks, tick_s)
+    return counts
+
+
+@jit
+def _fill_counts(
+    counts: NDArray[np.int64],
+    rates: NDArray[np.float64],
+    keys: NDArray[np.uint64],
+    start_ticks: NDArray[np.int64],
+    tick_s: float,
+) -> None:
     n_rows, n_ticks = rates.shape
-    counts = np.empty((n_rows, n_ticks), dtype=np.int64)
     for i in range(n_rows):
         for j in range(n_ticks):
-            counts[i, j] = poisson(rates[i, j] * tick_s, keys[i], stream, start_ticks[i] + j)
-    return counts
+            tick = start_ticks[i] + j
+            counts[i, j] = poisson(rates[i, j] * tick_s, keys[i], COUNT_STREAM, tick)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from simulators.compiled import jit
 from simulators.noise import uniform
 from simulators.sampling import poisson, unit_gamma
 
@@ -20,7 +20,7 @@ FLASH_BLOCKS = 16
 """A crowd is forgotten 16 to 17 decay times after its onset, when e**-16 = 1e-7 of it is left."""
 
 
-@nb.njit(cache=True)
+@jit
 def multiply_gamma(
     rates: NDArray[np.float64],
     keys: NDArray[np.uint64],
@@ -42,7 +42,7 @@ def multiply_gamma(
                 j += 1
 
 
-@nb.njit(cache=True)
+@jit
 def multiply_sine(
     rates: NDArray[np.float64],
     keys: NDArray[np.uint64],
@@ -63,7 +63,7 @@ def multiply_sine(
             rates[i, j] *= 1.0 + amplitude * math.sin(2.0 * math.pi * (cycle - math.floor(cycle)))
 
 
-@nb.njit(cache=True)
+@jit
 def multiply_steps(
     rates: NDArray[np.float64],
     start_ticks: NDArray[np.int64],
@@ -74,7 +74,9 @@ def multiply_steps(
     n_rows, n_ticks = rates.shape
     for i in range(n_rows):
         position = start_ticks[i] % ends[-1]
-        k = int(np.searchsorted(ends, position, side="right"))
+        k = 0
+        while position >= ends[k]:
+            k += 1
         for j in range(n_ticks):
             rates[i, j] *= levels[k]
             position += 1
@@ -85,11 +87,13 @@ def multiply_steps(
                     position = 0
 
 
-@nb.njit(cache=True)
+@jit
 def _markov_state(key: int, step: int, redraw: NDArray[np.float64], stream: int) -> int:
     """Return the chain's state during a step, from the last step that forgot the past."""
     n = len(redraw)
-    surest = redraw.min()
+    surest = redraw[0]
+    for k in range(1, n):
+        surest = min(surest, redraw[k])
     back = step
     while uniform(key, stream, back, 0) >= surest:
         back -= 1
@@ -100,7 +104,7 @@ def _markov_state(key: int, step: int, redraw: NDArray[np.float64], stream: int)
     return state
 
 
-@nb.njit(cache=True)
+@jit
 def multiply_markov(
     rates: NDArray[np.float64],
     keys: NDArray[np.uint64],
@@ -127,53 +131,61 @@ def multiply_markov(
             rates[i, j] *= levels[state]
 
 
-@nb.njit(cache=True)
+@jit
 def _flash_onsets(
-    key: int, block: int, block_ticks: int, mean: float, stream: int
-) -> NDArray[np.int64]:
-    """Return the ticks of all onsets in a block and the `FLASH_BLOCKS` before it, in order drawn.
+    key: int,
+    block: int,
+    block_ticks: int,
+    mean: float,
+    streams: tuple[int, NDArray[np.int64]],
+) -> int:
+    """Find the onsets in a block and the `FLASH_BLOCKS` before it, in the order drawn.
 
     The number in a block is Poisson; given it, each onset takes any tick equally likely.
+    `streams` is (first stream, ticks of the onsets: filled).
+
+    Returns:
+        Their number.
     """
-    total = 0
-    for b in range(block - FLASH_BLOCKS, block + 1):
-        total += poisson(mean, key, stream, b)
-    onsets = np.empty(total, dtype=np.int64)
-    filled = 0
+    stream, onsets = streams
+    found = 0
     for b in range(block - FLASH_BLOCKS, block + 1):
         for m in range(poisson(mean, key, stream, b)):
-            place = int(uniform(key, stream + 1, b, m) * block_ticks)
-            onsets[filled] = b * block_ticks + place
-            filled += 1
-    return onsets
+            if found < len(onsets):
+                place = int(uniform(key, stream + 1, b, m) * block_ticks)
+                onsets[found] = b * block_ticks + place
+                found += 1
+    return found
 
 
-@nb.njit(cache=True)
+@jit
 def multiply_flash(
     rates: NDArray[np.float64],
     keys: NDArray[np.uint64],
     start_ticks: NDArray[np.int64],
     block_ticks: int,
     shape: tuple[float, float, float, float],
-    stream: int,
+    streams: tuple[int, NDArray[np.int64]],
 ) -> None:
     """Multiply by the crowds.
 
-    `shape` is (onsets per block, decay per tick, peak factor - 1, 1 / mean of the sum).
+    `shape` is (onsets per block, decay per tick, peak factor - 1, 1 / mean of the sum) and
+    `streams` is (first stream, room for the onsets of `FLASH_BLOCKS` + 1 blocks).
     """
+    onsets = streams[1]
     mean, decay, extra, normaliser = shape
     n_rows, n_ticks = rates.shape
     for i in range(n_rows):
         j = 0
         while j < n_ticks:
             block = (start_ticks[i] + j) // block_ticks
-            onsets = _flash_onsets(keys[i], block, block_ticks, mean, stream)
+            found = _flash_onsets(keys[i], block, block_ticks, mean, streams)
             end = min((block + 1) * block_ticks - start_ticks[i], n_ticks)
             while j < end:
                 tick = start_ticks[i] + j
                 excess = 0.0
-                for onset in onsets:
-                    if onset <= tick:
-                        excess += math.exp(-decay * (tick - onset))
+                for m in range(found):
+                    if onsets[m] <= tick:
+                        excess += math.exp(-decay * (tick - onsets[m]))
                 rates[i, j] *= (1.0 + extra * excess) * normaliser
                 j += 1

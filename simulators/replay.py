@@ -7,11 +7,9 @@ never wraps around: ticks beyond its end are refused.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +20,7 @@ from simulators.arrivals import (
     check_scale,
     draw_counts,
 )
+from simulators.compiled import jit
 from simulators.noise import uniform
 from simulators.rate_factors import RateFactor, check_range, whole_ticks
 from simulators.traces import EventTrace, RateTrace, TraceError
@@ -82,9 +81,10 @@ class RateReplay(ArrivalProcess):
         self, keys: NDArray[np.uint64], start_ticks: NDArray[np.int64], n_ticks: int
     ) -> NDArray[np.int64]:
         ticks_per_interval = whole_ticks(self.interval_s, self.tick_s, "interval_s")
-        rates = _interval_rates(self.rates_per_s, ticks_per_interval, start_ticks, n_ticks)
+        rates = np.empty((len(keys), n_ticks))
+        _fill_rates(rates, self.rates_per_s, ticks_per_interval, start_ticks)
         apply_factors(self.factors, rates, keys, start_ticks, self.tick_s)
-        return draw_counts(rates, keys, start_ticks, self.tick_s, COUNT_STREAM)
+        return draw_counts(rates, keys, start_ticks, self.tick_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,9 @@ class EventReplay(ArrivalProcess):
     def _counts(
         self, keys: NDArray[np.uint64], start_ticks: NDArray[np.int64], n_ticks: int
     ) -> NDArray[np.int64]:
-        return _multiply_events(self.per_tick, self.factor, keys, start_ticks, n_ticks)
+        counts = np.empty((len(keys), n_ticks), dtype=np.int64)
+        _fill_events(counts, self.per_tick, self.factor, keys, start_ticks)
+        return counts
 
 
 def replay_rates(
@@ -246,38 +248,37 @@ def replay_events(
     return EventReplay(tick_s=tick_s, per_tick=np.bincount(tick), factor=factor)
 
 
-@nb.njit(cache=True)
-def _interval_rates(
+@jit
+def _fill_rates(
+    rates: NDArray[np.float64],
     rates_per_s: NDArray[np.float64],
     ticks_per_interval: int,
     start_ticks: NDArray[np.int64],
-    n_ticks: int,
-) -> NDArray[np.float64]:
-    rates = np.empty((len(start_ticks), n_ticks))
-    for i in range(len(start_ticks)):
+) -> None:
+    n_rows, n_ticks = rates.shape
+    for i in range(n_rows):
         for j in range(n_ticks):
             rates[i, j] = rates_per_s[(start_ticks[i] + j) // ticks_per_interval]
-    return rates
 
 
-@nb.njit(cache=True)
-def _multiply_events(
+@jit
+def _fill_events(
+    counts: NDArray[np.int64],
     per_tick: NDArray[np.int64],
     factor: float,
     keys: NDArray[np.uint64],
     start_ticks: NDArray[np.int64],
-    n_ticks: int,
-) -> NDArray[np.int64]:
-    whole = math.floor(factor)
+) -> None:
+    whole = int(factor)
     rest = factor - whole
-    counts = np.empty((len(keys), n_ticks), dtype=np.int64)
-    for i in range(len(keys)):
+    n_rows, n_ticks = counts.shape
+    for i in range(n_rows):
         for j in range(n_ticks):
             tick = start_ticks[i] + j
             arrivals = per_tick[tick]
             count = whole * arrivals
             if rest > 0.0:
                 for m in range(arrivals):
-                    count += uniform(keys[i], COUNT_STREAM, tick, m) < rest
+                    if uniform(keys[i], COUNT_STREAM, tick, m) < rest:
+                        count += 1
             counts[i, j] = count
-    return counts

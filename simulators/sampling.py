@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
-
+from simulators.compiled import jit
 from simulators.noise import uniform
 
 # Below this mean the search through the distribution function needs few steps; above it
@@ -20,7 +19,7 @@ _INVERSION_BELOW = 10.0
 _INVERSION_LAST = 200
 
 
-@nb.njit(cache=True, error_model="numpy")
+@jit
 def poisson(mean: float, key: int, stream: int, counter: int) -> int:
     """Return a Poisson count (exact up to float64).
 
@@ -45,10 +44,11 @@ def poisson(mean: float, key: int, stream: int, counter: int) -> int:
             count += 1
             term *= mean / count
         return count
-    return _poisson_ptrs(mean, key, stream, counter)
+    large: int = _poisson_ptrs(mean, key, stream, counter)
+    return large
 
 
-@nb.njit(cache=True, error_model="numpy")
+@jit
 def _poisson_ptrs(mean: float, key: int, stream: int, counter: int) -> int:
     """Draw by rejection; constants and names as in Hoermann's algorithm PTRS (mean >= 10)."""
     b = 0.931 + 2.53 * math.sqrt(mean)
@@ -71,7 +71,7 @@ def _poisson_ptrs(mean: float, key: int, stream: int, counter: int) -> int:
             return int(k)
 
 
-@nb.njit(cache=True, error_model="numpy")
+@jit
 def unit_gamma(shape: float, key: int, stream: int, counter: int) -> float:
     """Return a Gamma number with mean 1 and variance 1/shape.
 
