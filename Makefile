@@ -68,6 +68,10 @@ compare: ## Compare agents on held-out data
 export: ## Export a trained agent as a policy bundle
 drive: ## Drive real execution with an agent or a bundle
 
+.PHONY: readme
+readme: $(STAMP) ## Renew the README's table of figures from the claims
+	$(BIN)/python -m experiments.claims
+
 .PHONY: lock
 lock: $(STAMP) ## Renew requirements.lock for every platform
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
