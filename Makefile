@@ -79,5 +79,5 @@ lock: $(STAMP) ## Renew requirements.lock for every platform
 
 .PHONY: clean
 clean: ## Remove the environment and caches (never results)
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .numba_cache
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
