@@ -50,9 +50,10 @@ TAPERS = 4
 TOP = 32
 REFERENCES = 2048
 SKETCH = 64
+JOIN_ROWS = 128
 HIDDEN = 768
 CODE = 12
-JITTERS = 8
+JITTERS = 4
 SUSPICIOUS = 512
 DECAY = 0.02
 
@@ -148,12 +149,12 @@ class SecurityModel:
 
     def reconstruction_error(self, features: Tensor) -> Tensor:
         """Return the mean squared error over jittered copies of each row, float32 [n]."""
-        error = torch.zeros(len(features))
-        for jitter in self.jitter:  # one copy at a time stays in the cache
-            code = torch.relu((features + jitter) @ self.encoder) @ self.bottleneck
+        error: Tensor = torch.zeros(len(features))
+        for k in range(JITTERS):  # one copy at a time stays in the cache
+            code = torch.relu((features + self.jitter[k]) @ self.encoder) @ self.bottleneck
             decoded = torch.relu(code @ self.decoder) @ self.output
             error += (decoded - features).square().mean(dim=1)
-        return error / len(self.jitter)
+        return error / JITTERS
 
 
 def _sine_tapers(tapers: int, length: int) -> Tensor:
@@ -161,7 +162,8 @@ def _sine_tapers(tapers: int, length: int) -> Tensor:
     order = torch.arange(1, tapers + 1)[:, None]
     position = torch.arange(1, length + 1)
     scale = (2.0 / (length + 1)) ** 0.5
-    return scale * torch.sin(torch.pi * order * position / (length + 1))
+    tapers_by_position: Tensor = scale * torch.sin(torch.pi * order * position / (length + 1))
+    return tapers_by_position
 
 
 class SecurityTasks:
@@ -216,10 +218,15 @@ class SecurityTasks:
 
     def similarity_join(self, task: TaskInput) -> tuple[Tensor, Tensor]:
         """Return the nearest reference per event: cosine float32 [n] and index int64 [n]."""
-        sketch = self._rows(self.events.features, task) @ self.model.projection
-        similarity = functional.normalize(sketch, dim=1) @ self.model.references
-        nearest = similarity.max(dim=1)
-        return nearest.values, nearest.indices
+        features = self._rows(self.events.features, task)
+        cosines, indices = [], []
+        for first in range(0, max(len(features), 1), JOIN_ROWS):  # blocks stay in the cache
+            rows = features[first : first + JOIN_ROWS]
+            sketch = functional.normalize(rows @ self.model.projection, dim=1)
+            cosine, index = (sketch @ self.model.references).max(dim=1)
+            cosines.append(cosine)
+            indices.append(index)
+        return torch.cat(cosines), torch.cat(indices)
 
     def normalise(self, task: TaskInput) -> Tensor:
         """Return normalised features, float32 [n, N_FEATURES]."""
@@ -248,12 +255,18 @@ class SecurityTasks:
         limit = thresholds.mean + 3.0 * thresholds.variance.sqrt()
         loud = found.source[found.error > limit[found.source]]
         alerts = torch.bincount(loud, minlength=N_SOURCES).nonzero().flatten()
-        mean, variance = thresholds.mean.clone(), thresholds.variance.clone()
-        deviation = found.error - mean[found.source]
-        mean.index_add_(0, found.source, DECAY * deviation)
-        variance *= 1.0 - DECAY
-        variance.index_add_(0, found.source, DECAY * deviation.square())
+        count = torch.bincount(found.source, minlength=N_SOURCES)
+        weight = (1.0 - (1.0 - DECAY) ** count) / count.clamp_min(1)
+        deviation = found.error - thresholds.mean[found.source]
+        mean = thresholds.mean + weight * _sum_by_source(found.source, deviation)
+        spread = deviation.square() - thresholds.variance[found.source]
+        variance = thresholds.variance + weight * _sum_by_source(found.source, spread)
         return StateUpdate(alerts, Thresholds(mean, variance))
+
+
+def _sum_by_source(source: Tensor, value: Tensor) -> Tensor:
+    """Return the sums of values per source, float32 [N_SOURCES]."""
+    return torch.zeros(N_SOURCES).index_add(0, source, value)
 
 
 def _single_threaded() -> None:

@@ -61,8 +61,8 @@ class Ledger:
             self.period.busy_s[1] += elapsed_s * self.busy[1]
             self._now_s = time_s
 
-    def close_batch(self, batch: BatchRun, time_s: float) -> None:
-        """Count a batch that ends and write its report."""
+    def close_batch(self, batch: BatchRun, time_s: float) -> Report:
+        """Count a batch that ends and return its report."""
         if batch.failed_jobs:
             self.records_failed += batch.records
         else:
@@ -87,6 +87,7 @@ class Ledger:
             job_end_s=tuple(job.end_s for job in batch.jobs),
         )
         self.period.reports.append(report)
+        return report
 
     def close_period(self, time_s: float) -> tuple[dict[str, float], tuple[Report, ...]]:
         """End the period at a time and open the next one.

@@ -30,7 +30,7 @@ from runtime.cluster.runs import (
 )
 from runtime.cluster.source import Source
 from runtime.plan import PLAN_COLUMNS, Plan, Pools, hard_slots
-from runtime.snapshot import SIGNALS, Snapshot
+from runtime.snapshot import SIGNALS, Report, Snapshot
 
 
 class Scheduler:
@@ -42,6 +42,7 @@ class Scheduler:
     Attributes:
         plan: The plan in force.
         slots: Number of slots.
+        reports: Of all batches that have ended, in order of their end.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Scheduler:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         self.plan = plan
         self.slots = slots
+        self.reports: list[Report] = []
         self._application = application
         self._source = source
         self._successors = [
@@ -320,6 +322,6 @@ class Scheduler:
 
     def _end_batch(self, batch: BatchRun, time_s: float) -> None:
         del self._open[batch.number]
-        self._ledger.close_batch(batch, time_s)
+        self.reports.append(self._ledger.close_batch(batch, time_s))
         if self.plan.idle_batches > 0:
             self._cutter.schedule_idle(self.plan, len(self._open), time_s)
