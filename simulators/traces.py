@@ -169,7 +169,7 @@ def read_worldcup98(data_root: Path | None) -> RateTrace:
         DataRootError: No data root, or the file is not there.
         TraceError: A malformed file; names file, line and reason.
     """
-    path = _find(data_root, WORLDCUP98)
+    path = find_data_file(data_root, WORLDCUP98)
     table = _read_columns(path, ("period", "count"))
     minutes = _times(path, table["period"], "s", strictly=True)
     counts = _whole_numbers(path, table["count"], "count")
@@ -192,7 +192,7 @@ def read_azure_llm_2023(data_root: Path | None) -> EventTrace:
         DataRootError: No data root, or the file is not there.
         TraceError: A malformed file; names file, line and reason.
     """
-    path = _find(data_root, AZURE_LLM_2023)
+    path = find_data_file(data_root, AZURE_LLM_2023)
     table = _read_columns(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens"))
     times = _times(path, table["TIMESTAMP"], "ns", strictly=False)
     for column in ("ContextTokens", "GeneratedTokens"):
@@ -212,7 +212,7 @@ def read_alibaba_genai_2026(data_root: Path | None) -> EventTrace:
         DataRootError: No data root, or the file is not there.
         TraceError: A malformed file; names file, line and reason.
     """
-    path = _find(data_root, ALIBABA_GENAI_2026)
+    path = find_data_file(data_root, ALIBABA_GENAI_2026)
     table = _read_columns(path, ("gmt_create", "exec_time_seconds"))
     times = _times(path, table["gmt_create"], "ns", strictly=False)
     service_s = _durations(path, table["exec_time_seconds"], "exec_time_seconds")
@@ -226,8 +226,16 @@ def _event_trace(
     return EventTrace(name, times[0], since_start_s, service_s)
 
 
-def _find(data_root: Path | None, relative: Path) -> Path:
-    """Return the path of a data file."""
+def find_data_file(data_root: Path | None, relative: Path) -> Path:
+    """Return the path of a data file.
+
+    Args:
+        data_root: Folder of all data sets; None if it is not set.
+        relative: Place of the file below it.
+
+    Raises:
+        DataRootError: No data root, or the file is not there; says how to mend it.
+    """
     mend = (
         "set the environment variable RHEOSTAT_DATA (or the key data.root) to the folder that "
         f"holds {relative.parts[0]}/, or choose synthetic arrivals, which need no data"
