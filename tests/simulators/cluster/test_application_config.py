@@ -184,3 +184,10 @@ def test_slowdown_never_falls_with_busy_slots(slots: int, cores: int, share: flo
     table = Machine(slots, cores, share).slowdown()
     assert np.all(np.diff(table) >= -1e-12)
     assert table[-1] <= max(1.0, slots / cores) + 1e-12
+
+
+def test_security_events_is_the_application_that_runs_for_real() -> None:
+    jobs = pytest.importorskip("runtime.cluster.jobs", reason="needs torch")
+    application, profile = parse_application(_shipped("security_events"))
+    assert application == jobs.SECURITY_EVENTS
+    assert {key: cost.wait_s for key, cost in profile.costs.items()} == dict(jobs.WAIT_S)
