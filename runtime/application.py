@@ -38,7 +38,7 @@ class Stage:
 
     name: str
     records_per_task: int = 64
-    max_tasks: int = 64
+    max_tasks: int = 1024
     selectivity: float = 1.0
     parents: tuple[str, ...] | None = None
 

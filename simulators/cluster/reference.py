@@ -130,6 +130,7 @@ class ReferenceCluster:
         self.plan = plan
         self.ending: deque[JobRun] = deque()
         self.task_log: list[TaskLog] = []
+        self.departures: list[tuple[float, int]] = []  # end and records of each finished batch
         self.reports: list[Report] = []
         self.signals = np.zeros(len(SIGNALS))
         self._take_plan(plan, was_clocked=False)
@@ -152,6 +153,11 @@ class ReferenceCluster:
             if self.before[tick + 1] > record:
                 return (tick + (record - self.before[tick] + 0.5) / n) * self.tick_s
         return math.inf
+
+    def records_in_system(self, time_s: float) -> int:
+        """Return how many records had arrived and not left at a time up to now."""
+        left = sum(records for end_s, records in self.departures if end_s <= time_s)
+        return self.arrived_until(time_s)[0] - left
 
     # Plans ------------------------------------------------------------------------------------
 
@@ -238,6 +244,7 @@ class ReferenceCluster:
 
     def _end_batch(self, batch: BatchRun) -> None:
         self.open.remove(batch)
+        self.departures.append((self.now_s, batch.records))
         failed_jobs = sum(run.failed for run in batch.jobs)
         if failed_jobs:
             self.failed_records += batch.records

@@ -1,0 +1,1 @@
+"""The stream cluster as a Gymnasium environment."""
