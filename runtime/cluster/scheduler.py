@@ -172,7 +172,7 @@ class Scheduler:
         self._ledger.advance(time_s)
         job, task_set = task.task_set.job, task.task_set
         self._ledger.busy[job.pool] -= 1
-        self._ledger.period.tasks_ended += attempts
+        self._ledger.period.tasks_ended += 1
         job.batch.tasks += attempts
         job.batch.busy_s[job.pool] += time_s - task.start_s
         task_set.running -= 1
