@@ -209,7 +209,7 @@ def _slowdown(
     if prior_tasks == 0.0:
         level = np.interp(np.arange(len(level)), np.flatnonzero(count), level[count > 0])
         weight = np.maximum(count, 1e-3)
-    rising = _isotonic(level[1:], weight[1:])
+    rising = isotonic(level[1:], weight[1:])
     return np.concatenate([[1.0], rising / rising[0]])
 
 
@@ -218,7 +218,7 @@ def _trimmed_mean(values: NDArray[np.float64]) -> float:
     return float(values[values <= np.quantile(values, 0.98)].mean())
 
 
-def _isotonic(values: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+def isotonic(values: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the non-decreasing sequence nearest to values (pool adjacent violators)."""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, w in zip(values.tolist(), weight.tolist(), strict=True):
