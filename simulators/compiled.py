@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config as numba_config
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -36,10 +36,11 @@ def jit(function: Callable[..., Any]) -> Any:
     event loop). Everything is therefore inlined, and compiled without numba's reference counting,
     which is safe because compiled code here only looks at arrays that its Python caller holds.
     """
+    config: Any = numba_config
+    njit: Any = numba.njit
     before = config.CACHE_DIR
     config.CACHE_DIR = str(cache_folder())
     try:
-        options = {"error_model": "numpy", "forceinline": True, "_nrt": False}
-        return numba.njit(cache=True, **options)(function)
+        return njit(cache=True, error_model="numpy", forceinline=True, _nrt=False)(function)
     finally:
         config.CACHE_DIR = before

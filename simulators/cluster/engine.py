@@ -6,17 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.application import Application
-from runtime.plan import PLAN_COLUMNS, Plan, Pools, hard_slots
+from runtime.plan import PLAN_COLUMNS, Plan
 from runtime.snapshot import REPORT_COLUMNS, SIGNALS, Report, Snapshot
 from simulators.cluster import state as st
 from simulators.cluster.events import apply_plan, run_until
-from simulators.cluster.model import build_model
+from simulators.cluster.model import Model, build_model
 from simulators.cluster.profile import Profile
 from simulators.cluster.scheduling import PLACE_MASK, arrival_time, arrived_until
 from simulators.cluster.state import Arrived, State, allocate_state
 from simulators.compiled import jit
 
-_SHARE = PLAN_COLUMNS.index("share")
+_N_OWN_SIGNALS = len(SIGNALS) - len(PLAN_COLUMNS)
+assert SIGNALS[_N_OWN_SIGNALS - 1] == "system_record_s"  # _write_signals numbers the columns
+assert len(REPORT_COLUMNS) == 14  # so does write_report
 
 
 class ClusterEngine:
@@ -60,12 +62,9 @@ class ClusterEngine:
                 f"max_open {max_open} times {len(self.model.stage)} stages exceeds {PLACE_MASK}"
             )
         self.state = allocate_state(n_envs, self.model, max_open, report_rows)
-        self.signals: NDArray[np.float64] = np.zeros((n_envs, len(SIGNALS)))
+        self.signals = self.state.signals
         """float64 [N, len(SIGNALS)]; rewritten in place by `reset` and `advance`."""
-        self.tick_s = 1.0
-        self.arrived = Arrived(np.zeros((n_envs, 2), dtype=np.int64), np.zeros((n_envs, 2)))
-        self._plans = np.zeros((n_envs, len(PLAN_COLUMNS)))
-        self._targets = np.zeros((n_envs, 2), dtype=np.int64)
+        self.arrived = Arrived(np.zeros((n_envs, 2), dtype=np.int64), np.zeros((n_envs, 2)), 1.0)
 
     def reset(
         self,
@@ -96,23 +95,18 @@ class ClusterEngine:
         if counts.size and counts.min() < 0:
             raise ValueError("counts holds a negative number of records")
         n_ticks = counts.shape[1]
-        if self.arrived.count.shape[1] != n_ticks + 1 or self.tick_s != tick_s:
+        if self.arrived.records.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
             if len(chosen) != self.n_envs:
                 raise ValueError(
                     f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
                     "environments'; reset them all together"
                 )
             shape = (self.n_envs, n_ticks + 1)
-            self.arrived = Arrived(np.zeros(shape, dtype=np.int64), np.zeros(shape))
-            self.tick_s = tick_s
-        row = plan.to_row()
-        self._plans[chosen] = row
-        self._targets[chosen] = self.hard_targets(row[None])[0]
-        _reset(chosen, keys.view(np.int64), self.state)
-        _load_arrivals(chosen, counts, tick_s, self.arrived)
-        _apply_plans(chosen, self._plans, self._targets, tick_s, self.arrived, self.state)
-        self.signals[chosen] = 0.0
-        self.signals[chosen, len(SIGNALS) - len(PLAN_COLUMNS) :] = row
+            self.arrived = Arrived(np.zeros(shape, dtype=np.int64), np.zeros(shape), tick_s)
+        for table in (self.state.cluster, self.state.pool):
+            table[chosen] = np.zeros((), dtype=table.dtype)
+        _load_arrivals(chosen, counts, self.arrived)
+        _reset(chosen, keys, plan.to_row(), self.arrived, self.model, self.state)
 
     def advance(self, plans: NDArray[np.float64], until_s: NDArray[np.float64]) -> None:
         """Apply plans and simulate every environment up to a time.
@@ -127,46 +121,25 @@ class ClusterEngine:
         Raises:
             RuntimeError: More batches ended in a period than `report_rows` can hold.
         """
-        changed = np.nonzero((plans != self._plans).any(axis=1))[0]
-        if len(changed):
-            self._plans[changed] = plans[changed]
-            self._targets[changed] = self.hard_targets(plans[changed])
-            _apply_plans(changed, self._plans, self._targets, self.tick_s, self.arrived, self.state)
-        lost = _advance(
-            until_s,
-            self.slots,
-            self.tick_s,
-            self.arrived,
-            self.model,
-            self.state,
-            self._plans,
-            self.signals,
-        )
+        lost = _advance(plans, until_s, self.arrived, self.model, self.state)
         if lost:
             raise RuntimeError(
                 f"{lost} reports of one period did not fit; raise report_rows "
                 f"(now {self.state.report.shape[1]}) or decide more often"
             )
 
-    def hard_targets(self, plans: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the slots of both hard pools, int64 [M, 2], for plan rows [M, ...]."""
-        n_independent, n_dependent = self.application.class_counts
-        if n_independent == 0 or n_dependent == 0 or self.slots == 1:
-            return np.tile(hard_slots(0.5, self.slots, n_independent, n_dependent), (len(plans), 1))
-        share = np.floor(plans[:, _SHARE] * self.slots + 0.5).astype(np.int64)
-        independent = np.clip(share, 1, self.slots - 1)
-        return np.stack([independent, self.slots - independent], axis=1)
-
     def report_rows(self, env: int) -> NDArray[np.float64]:
         """Return the reports of the last period, float64 [n, len(REPORT_COLUMNS)], as a copy."""
-        return self.state.report[env, : self.state.whole[env, st.REPORTS]].copy()
+        return self.state.report[env, : self.state.cluster["reports"][env, 0]].copy()
 
     def snapshot(self, env: int = 0) -> Snapshot:
         """Return what the controller of one environment sees now."""
         return Snapshot(
             signals=self.signals[env].copy(),
             reports=tuple(Report.from_row(row) for row in self.report_rows(env)),
-            plan=Plan.from_row(self._plans[env], version=int(self.state.whole[env, st.VERSION])),
+            plan=Plan.from_row(
+                self.state.plan[env], version=int(self.state.cluster["version"][env, 0])
+            ),
         )
 
 
@@ -174,140 +147,149 @@ class ClusterEngine:
 def _view(e: int, state: State) -> State:
     """Return the views of one environment."""
     return State(
-        state.whole[e],
-        state.real[e],
+        state.cluster[e],
+        state.pool[e],
         state.batch[e],
-        state.batch_real[e],
         state.job[e],
         state.stage[e],
         state.ready[e],
         state.task_set[e],
-        state.heap_s[e],
-        state.heap_key[e],
+        state.task[e],
         state.unused[e],
         state.ending[e],
         state.report[e],
+        state.plan[e],
+        state.signals[e],
     )
 
 
 @jit
-def _reset(envs: NDArray[np.int64], keys: NDArray[np.int64], state: State) -> None:
-    for i in range(len(envs)):
-        s = _view(envs[i], state)
-        s.whole[:] = 0
-        s.real[:] = 0.0
-        s.whole[st.KEY] = keys[i]
-        s.whole[st.HEAD] = -1
-        s.whole[st.TAIL] = -1
-        s.whole[st.VERSION] = -1
-        s.whole[st.IDLE_BATCHES] = 1  # makes apply_plan set the first cut in either mode
-        s.whole[st.UNUSED] = len(s.batch)
-        for place in range(len(s.batch)):
-            s.unused[place] = len(s.batch) - 1 - place
+def _own_arrivals(e: int, arrived: Arrived) -> Arrived:
+    return Arrived(arrived.records[e], arrived.time_sum[e], arrived.tick_s)
 
 
 @jit
-def _load_arrivals(
-    envs: NDArray[np.int64], counts: NDArray[np.int64], tick_s: float, arrived: Arrived
-) -> None:
+def _load_arrivals(envs: NDArray[np.int64], counts: NDArray[np.int64], arrived: Arrived) -> None:
     for i in range(len(envs)):
-        count, time_sum = arrived.count[envs[i]], arrived.time_sum[envs[i]]
+        count, time_sum = arrived.records[envs[i]], arrived.time_sum[envs[i]]
         count[0] = 0
         time_sum[0] = 0.0
         for tick in range(counts.shape[1]):
             n = counts[i, tick]
             count[tick + 1] = count[tick] + n
-            time_sum[tick + 1] = time_sum[tick] + n * ((tick + 0.5) * tick_s)
+            time_sum[tick + 1] = time_sum[tick] + n * ((tick + 0.5) * arrived.tick_s)
 
 
 @jit
-def _apply_plans(
+def _reset(
     envs: NDArray[np.int64],
-    plans: NDArray[np.float64],
-    targets: NDArray[np.int64],
-    tick_s: float,
+    keys: NDArray[np.uint64],
+    plan: NDArray[np.float64],
     arrived: Arrived,
+    model: Model,
     state: State,
 ) -> None:
-    for e in envs:
-        own = Arrived(arrived.count[e], arrived.time_sum[e])
-        apply_plan(plans[e], targets[e], tick_s, own, _view(e, state))
+    for i in range(len(envs)):
+        s = _view(envs[i], state)
+        cluster = s.cluster[0]
+        cluster.key = keys[i]
+        cluster.head = st.NONE
+        cluster.tail = st.NONE
+        cluster.version = -1
+        cluster.idle_batches = 1  # makes apply_plan set the first cut in either mode
+        cluster.unused = len(s.batch)
+        for place in range(len(s.batch)):
+            s.unused[place] = len(s.batch) - 1 - place
+        apply_plan(plan, _own_arrivals(envs[i], arrived), model, s)
+        s.signals[:] = 0.0
+        _take_over(plan, s)
 
 
 @jit
 def _advance(
-    until_s: NDArray[np.float64],
-    slots: int,
-    tick_s: float,
-    arrived: Arrived,
-    model: object,
-    state: State,
     plans: NDArray[np.float64],
-    signals: NDArray[np.float64],
+    until_s: NDArray[np.float64],
+    arrived: Arrived,
+    model: Model,
+    state: State,
 ) -> int:
     """Advance all environments; return how many reports were lost for lack of room."""
     lost = 0
     for e in range(len(until_s)):
-        s = _view(e, state)
-        own = Arrived(arrived.count[e], arrived.time_sum[e])
-        s.whole[st.REPORTS] = 0
-        s.whole[st.TASKS_ENDED] = 0
-        for column in range(st.OUT_AREA, st.REAL_COLUMNS):
-            s.real[column] = 0.0
-        start_s = s.real[st.NOW]
-        left = s.whole[st.OUT_RECORDS] + s.whole[st.FAILED_RECORDS]
-        s.real[st.PERIOD_END] = until_s[e]
-        run_until(slots, tick_s, own, model, s)
-        _write_signals(start_s, left, tick_s, own, s, signals[e])
-        for column in range(plans.shape[1]):
-            signals[e, signals.shape[1] - plans.shape[1] + column] = plans[e, column]
-        lost += s.whole[st.REPORTS_LOST]
-        s.whole[st.REPORTS_LOST] = 0
+        s, own = _view(e, state), _own_arrivals(e, arrived)
+        if _take_over(plans[e], s):
+            apply_plan(plans[e], own, model, s)
+        start_s, left = s.cluster[0].now_s, s.cluster[0].out_records + s.cluster[0].failed_records
+        _start_period(until_s[e], s)
+        run_until(own, model, s)
+        _write_signals(start_s, left, own, s)
+        lost += s.cluster[0].reports_lost
     return lost
 
 
 @jit
-def _write_signals(
-    start_s: float, left: int, tick_s: float, arrived: Arrived, s: State, out: NDArray[np.float64]
-) -> None:
+def _take_over(plan: NDArray[np.float64], s: State) -> bool:
+    """Store a plan row as the one in force and return whether it is another one."""
+    changed = False
+    for column in range(len(plan)):
+        changed |= plan[column] != s.plan[column]
+        s.plan[column] = plan[column]
+        s.signals[_N_OWN_SIGNALS + column] = plan[column]
+    return changed
+
+
+@jit
+def _start_period(until_s: float, s: State) -> None:
+    """Set what counts from decision to decision to 0."""
+    cluster = s.cluster[0]
+    cluster.period_end_s = until_s
+    cluster.tasks_ended = 0
+    cluster.reports = 0
+    cluster.reports_lost = 0
+    cluster.out_area = 0.0
+    cluster.report_records = 0.0
+    cluster.accumulation = 0.0
+    cluster.queueing = 0.0
+    cluster.processing = 0.0
+    s.pool[0].busy_s = 0.0
+    s.pool[1].busy_s = 0.0
+
+
+@jit
+def _write_signals(start_s: float, left: int, arrived: Arrived, s: State) -> None:
     """Write the signals of a period (columns: SIGNALS up to the plan)."""
-    whole, real = s.whole, s.real
-    now = real[st.NOW]
-    count_0, sum_0 = arrived_until(start_s, tick_s, arrived)
-    count, time_sum = arrived_until(now, tick_s, arrived)
-    count = max(count, whole[st.CUT_RECORDS])
-    oldest_s = now
-    if whole[st.HEAD] >= 0:
-        oldest_s = s.batch_real[whole[st.HEAD], st.B_FIRST_ARRIVAL]
-    elif count > whole[st.CUT_RECORDS]:
-        oldest_s, whole[st.TICK] = arrival_time(
-            whole[st.CUT_RECORDS], whole[st.TICK], tick_s, arrived
-        )
-    out[0] = now
+    cluster, out = s.cluster[0], s.signals
+    now_s = cluster.now_s
+    count_0, sum_0 = cluster.seen_records, cluster.seen_arrival_sum
+    count, time_sum = arrived_until(now_s, arrived)
+    cluster.seen_records, cluster.seen_arrival_sum = count, time_sum
+    count = max(count, cluster.cut_records)
+    oldest_s = now_s
+    if cluster.head != st.NONE:
+        oldest_s = s.batch[cluster.head].first_arrival_s
+    elif count > cluster.cut_records:
+        oldest_s, cluster.tick = arrival_time(cluster.cut_records, cluster.tick, arrived)
+    out[0] = now_s
     out[1] = count
-    out[2] = whole[st.OUT_RECORDS]
-    out[3] = whole[st.FAILED_RECORDS]
-    out[4] = count - whole[st.CUT_RECORDS]
-    out[5] = whole[st.PENDING_RECORDS]
-    out[6] = whole[st.OPEN]
-    out[7] = max(now - oldest_s, 0.0)
+    out[2] = cluster.out_records
+    out[3] = cluster.failed_records
+    out[4] = count - cluster.cut_records
+    out[5] = cluster.pending_records
+    out[6] = cluster.open
+    out[7] = max(now_s - oldest_s, 0.0)
     for klass in range(2):
-        out[8 + klass] = whole[st.READY + klass]
-        out[10 + klass] = whole[st.RUNNING + klass]
-        out[12 + klass] = whole[st.QUEUED + klass]
-        out[14 + klass] = whole[st.BUSY + klass]
-        out[21 + klass] = real[st.BUSY_S + klass]
-    out[16] = whole[st.REPORTS]
-    out[17] = real[st.REPORT_RECORDS]
-    out[18] = real[st.ACCUMULATION]
-    out[19] = real[st.QUEUEING]
-    out[20] = real[st.PROCESSING]
-    out[23] = whole[st.TASKS_ENDED]
-    inside = (count_0 - left) * (now - start_s)
-    arrived_area = (count - count_0) * now - (time_sum - sum_0)
-    out[24] = inside + arrived_area - real[st.OUT_AREA]
-
-
-assert len(REPORT_COLUMNS) == 14  # write_report and _write_signals number the columns
-assert SIGNALS[24] == "system_record_s"
-assert Pools.SINGLE == 0
+        pool = s.pool[klass]
+        out[8 + klass] = pool.ready
+        out[10 + klass] = pool.running
+        out[12 + klass] = pool.queued
+        out[14 + klass] = pool.busy
+        out[21 + klass] = pool.busy_s
+    out[16] = cluster.reports
+    out[17] = cluster.report_records
+    out[18] = cluster.accumulation
+    out[19] = cluster.queueing
+    out[20] = cluster.processing
+    out[23] = cluster.tasks_ended
+    inside = (count_0 - left) * (now_s - start_s)
+    arrived_area = (count - count_0) * now_s - (time_sum - sum_0)
+    out[24] = inside + arrived_area - cluster.out_area

@@ -2,16 +2,18 @@
 
 Total order of events: by time; at equal times ends of tasks (in the order of their starts), then
 the cut of a batch, then the decision. After every event jobs are admitted and slots are filled
-before the next event is looked at.
+before the next event is looked at. Jobs that end at the same instant (a job and those that are
+cancelled by its failure) end in the order in which that became known: first in, first out.
 """
 
 from __future__ import annotations
 
 import math
 
+import numba as nb
+import numpy as np
 from numpy.typing import NDArray
 
-from simulators.cluster import model as mod
 from simulators.cluster import state as st
 from simulators.cluster.model import Model
 from simulators.cluster.scheduling import (
@@ -25,308 +27,338 @@ from simulators.cluster.scheduling import (
     make_runnable,
     pop_task,
     push_ended,
-    remove_row,
+    remove_entry,
+    unsigned,
 )
 from simulators.cluster.state import Arrived, State
 from simulators.compiled import jit
 
 
 @jit
-def schedule_idle_cut(tick_s: float, arrived: Arrived, s: State) -> None:
+def schedule_idle_cut(arrived: Arrived, s: State) -> None:
     """Set the next cut of a plan with an idle trigger."""
-    whole, real = s.whole, s.real
-    if whole[st.OPEN] >= min(whole[st.IDLE_BATCHES], len(s.batch)):
-        real[st.NEXT_CUT] = math.inf
+    cluster = s.cluster[0]
+    if cluster.open >= min(cluster.idle_batches, len(s.batch)):
+        cluster.next_cut_s = math.inf
         return
-    arrival_s, whole[st.TICK] = arrival_time(whole[st.CUT_RECORDS], whole[st.TICK], tick_s, arrived)
-    due_s = max(real[st.LAST_CUT] + real[st.INTERVAL], arrival_s)
-    real[st.NEXT_CUT] = max(due_s, real[st.NOW])
+    arrival_s, cluster.tick = arrival_time(cluster.cut_records, cluster.tick, arrived)
+    due_s = max(cluster.last_cut_s + cluster.interval_s, arrival_s)
+    cluster.next_cut_s = max(due_s, cluster.now_s)
 
 
 @jit
-def cut_batch(tick_s: float, arrived: Arrived, model: Model, s: State) -> None:
+def cut_batch(arrived: Arrived, model: Model, s: State) -> None:
     """Cut the waiting records into a batch; without records or room only the timer goes on."""
-    whole, real = s.whole, s.real
-    now = real[st.NOW]
-    real[st.LAST_CUT] = now
-    if whole[st.IDLE_BATCHES] == 0:
-        real[st.NEXT_CUT] = now + real[st.INTERVAL]
-    count, time_sum = arrived_until(now, tick_s, arrived)
-    if whole[st.IDLE_BATCHES] > 0 and count <= whole[st.CUT_RECORDS]:
+    cluster = s.cluster[0]
+    now_s = cluster.now_s
+    cluster.last_cut_s = now_s
+    if cluster.idle_batches == 0:
+        cluster.next_cut_s = now_s + cluster.interval_s
+    count, time_sum = arrived_until(now_s, arrived)
+    if cluster.idle_batches > 0 and count <= cluster.cut_records:
         # The cut is due at the very arrival; rounding may place that record just after it.
-        count = whole[st.CUT_RECORDS] + 1
-        time_sum = real[st.CUT_ARRIVAL_SUM] + now
-    if count > whole[st.CUT_RECORDS] and whole[st.OPEN] < len(s.batch):
-        open_batch(count, time_sum, tick_s, arrived, s)
-        start_jobs(whole[st.TAIL], model, s)
-    if whole[st.IDLE_BATCHES] > 0:
-        schedule_idle_cut(tick_s, arrived, s)
+        count = cluster.cut_records + 1
+        time_sum = cluster.cut_arrival_sum + now_s
+    if count > cluster.cut_records and cluster.open < len(s.batch):
+        open_batch(count, time_sum, arrived, s)
+        start_jobs(model, s)
+    if cluster.idle_batches > 0:
+        schedule_idle_cut(arrived, s)
 
 
 @jit
-def open_batch(count: int, time_sum: float, tick_s: float, arrived: Arrived, s: State) -> None:
+def open_batch(count: int, time_sum: float, arrived: Arrived, s: State) -> None:
     """Take a ring place for the records up to `count` and link it as the youngest batch."""
-    whole, real = s.whole, s.real
-    whole[st.UNUSED] -= 1
-    place = s.unused[whole[st.UNUSED]]
-    first = whole[st.CUT_RECORDS]
-    records = count - first
-    row, times = s.batch[place], s.batch_real[place]
-    row[st.B_NUMBER] = whole[st.BATCHES]
-    row[st.B_VERSION] = whole[st.VERSION]
-    row[st.B_RECORDS] = records
-    row[st.B_FIRST_RECORD] = first
-    row[st.B_TASKS] = 0
-    row[st.B_FAILED_JOBS] = 0
-    row[st.B_OLDER] = whole[st.TAIL]
-    row[st.B_YOUNGER] = -1
-    times[st.B_FIRST_ARRIVAL], tick = arrival_time(first, whole[st.TICK], tick_s, arrived)
-    times[st.B_LAST_ARRIVAL], whole[st.TICK] = arrival_time(count - 1, tick, tick_s, arrived)
-    times[st.B_MEAN_ARRIVAL] = (time_sum - real[st.CUT_ARRIVAL_SUM]) / records
-    times[st.B_CUT] = real[st.NOW]
-    times[st.B_START] = -1.0
-    times[st.B_BUSY_S] = 0.0
-    times[st.B_BUSY_S + 1] = 0.0
-    if whole[st.TAIL] >= 0:
-        s.batch[whole[st.TAIL], st.B_YOUNGER] = place
+    cluster = s.cluster[0]
+    cluster.unused -= 1
+    place = s.unused[cluster.unused]
+    first = cluster.cut_records
+    batch = s.batch[place]
+    batch.number = cluster.batches
+    batch.version = cluster.version
+    batch.records = count - first
+    batch.first_record = first
+    batch.tasks = 0
+    batch.failed_jobs = 0
+    batch.older = cluster.tail
+    batch.younger = st.NONE
+    batch.first_arrival_s, tick = arrival_time(first, cluster.tick, arrived)
+    batch.last_arrival_s, cluster.tick = arrival_time(count - 1, tick, arrived)
+    batch.mean_arrival_s = (time_sum - cluster.cut_arrival_sum) / batch.records
+    batch.cut_s = cluster.now_s
+    batch.start_s = -1.0
+    batch.busy_s[0] = 0.0
+    batch.busy_s[1] = 0.0
+    if cluster.tail != st.NONE:
+        s.batch[cluster.tail].younger = place
     else:
-        whole[st.HEAD] = place
-    whole[st.TAIL] = place
-    whole[st.BATCHES] += 1
-    whole[st.OPEN] += 1
-    whole[st.PENDING_RECORDS] += records
-    whole[st.CUT_RECORDS] = count
-    real[st.CUT_ARRIVAL_SUM] = time_sum
+        cluster.head = place
+    cluster.tail = place
+    cluster.batches += 1
+    cluster.open += 1
+    cluster.pending_records += batch.records
+    cluster.cut_records = count
+    cluster.cut_arrival_sum = time_sum
 
 
 @jit
-def start_jobs(place: int, model: Model, s: State) -> None:
-    """Create the jobs of a batch; those that wait for nothing become ready."""
-    n_jobs, n_stages = len(model.job), len(model.stage)
-    older = s.batch[place, st.B_OLDER]
-    s.batch[place, st.B_JOBS_LEFT] = n_jobs
-    for stage in range(n_stages):
-        row = s.stage[(place << model.stage_bits) | stage]
-        row[st.S_WAITS] = model.stage[stage, mod.N_PARENTS]
-        row[st.S_UNSTARTED] = 0
-        row[st.S_RUNNING] = 0
-    for job in range(n_jobs):
-        tables = model.job[job]
-        row = s.job[(place << model.job_bits) | job]
-        row[st.J_WAITS] = tables[mod.N_PREDECESSORS]
-        row[st.J_PHASE] = st.WAITING
-        row[st.J_FAILED] = 0
-        row[st.J_STAGES_LEFT] = tables[mod.STAGES_END] - tables[mod.STAGES]
-        if (
-            tables[mod.STATEFUL]
-            and older >= 0
-            and s.job[(older << model.job_bits) | job, st.J_PHASE] != st.ENDED
-        ):
-            row[st.J_WAITS] += 1
-        if row[st.J_WAITS] == 0:
-            make_ready((place << model.job_bits) | job, model, s)
+def start_jobs(model: Model, s: State) -> None:
+    """Create the jobs of the youngest batch; those that wait for nothing become ready."""
+    place = nb.int64(s.cluster[0].tail)
+    batch = s.batch[s.cluster[0].tail]
+    older = nb.int64(batch.older)
+    batch.jobs_left = len(model.job)
+    for number in range(len(model.stage)):
+        stage = s.stage[unsigned(place << model.stage_bits | number)]
+        stage.waits = model.stage[number].n_parents
+        stage.unstarted = 0
+        stage.running = 0
+    for position in range(len(model.job)):
+        job, job_place = model.job[position], place << model.job_bits | position
+        run = s.job[unsigned(job_place)]
+        run.waits = job.n_predecessors
+        run.phase = st.WAITING
+        run.failed = 0
+        run.stages_left = job.n_stages
+        if job.stateful and older != st.NONE:
+            run.waits += s.job[unsigned(older << model.job_bits | position)].phase != st.ENDED
+        if run.waits == 0:
+            make_ready(job_place, model, s)
 
 
 @jit
 def stop_waiting(job_place: int, model: Model, s: State) -> None:
     """Take away one thing that a job waits for."""
-    s.job[job_place, st.J_WAITS] -= 1
-    if s.job[job_place, st.J_WAITS] == 0:
+    run = s.job[unsigned(job_place)]
+    run.waits -= 1
+    if run.waits == 0:
         make_ready(job_place, model, s)
 
 
 @jit
-def end_job(job_place: int, tick_s: float, arrived: Arrived, model: Model, s: State) -> None:
+def end_job(job_place: int, arrived: Arrived, model: Model, s: State) -> None:
     """End a job (done, failed or cancelled) and its batch with the last one."""
     place = job_place >> model.job_bits
-    job = job_place - (place << model.job_bits)
-    row = s.job[job_place]
-    tables = model.job[job]
-    if row[st.J_PHASE] == st.ADMITTED:
-        s.whole[st.RUNNING + tables[mod.DEPENDENT]] -= 1
-    row[st.J_PHASE] = st.ENDED
-    failed = row[st.J_FAILED]
-    s.batch[place, st.B_FAILED_JOBS] += failed
-    for i in range(tables[mod.SUCCESSORS], tables[mod.SUCCESSORS_END]):
-        successor = (place << model.job_bits) | model.successor[i]
-        s.job[successor, st.J_FAILED] |= failed
+    position = job_place & ((1 << model.job_bits) - 1)
+    run, job = s.job[unsigned(job_place)], model.job[unsigned(position)]
+    batch = s.batch[unsigned(place)]
+    if run.phase == st.ADMITTED:
+        s.pool[job.dependent].running -= 1
+    run.phase = st.ENDED
+    batch.failed_jobs += run.failed
+    for i in range(job.first_successor, job.end_successor):
+        successor = place << model.job_bits | nb.int64(model.successor[i])
+        s.job[unsigned(successor)].failed |= run.failed
         stop_waiting(successor, model, s)
-    younger = s.batch[place, st.B_YOUNGER]
-    if tables[mod.STATEFUL] and younger >= 0:
-        stop_waiting((younger << model.job_bits) | job, model, s)
-    s.batch[place, st.B_JOBS_LEFT] -= 1
-    if s.batch[place, st.B_JOBS_LEFT] == 0:
+    if job.stateful and batch.younger != st.NONE:
+        stop_waiting(nb.int64(batch.younger) << model.job_bits | position, model, s)
+    batch.jobs_left -= 1
+    if batch.jobs_left == 0:
         end_batch(place, s)
-        if s.whole[st.IDLE_BATCHES] > 0:
-            schedule_idle_cut(tick_s, arrived, s)
+        if s.cluster[0].idle_batches > 0:
+            schedule_idle_cut(arrived, s)
 
 
 @jit
 def end_batch(place: int, s: State) -> None:
     """Count a finished batch and free its ring place."""
-    whole, real = s.whole, s.real
-    row, times = s.batch[place], s.batch_real[place]
-    records = row[st.B_RECORDS]
-    whole[st.PENDING_RECORDS] -= records
-    if row[st.B_FAILED_JOBS] > 0:
-        whole[st.FAILED_RECORDS] += records
+    cluster, batch = s.cluster[0], s.batch[unsigned(place)]
+    records, now_s = batch.records, cluster.now_s
+    cluster.pending_records -= records
+    if batch.failed_jobs > 0:
+        cluster.failed_records += records
     else:
-        whole[st.OUT_RECORDS] += records
-    now = real[st.NOW]
-    start = times[st.B_START] if times[st.B_START] >= 0.0 else now
-    times[st.B_START] = start
-    real[st.OUT_AREA] += records * (real[st.PERIOD_END] - now)
-    real[st.REPORT_RECORDS] += records
-    real[st.ACCUMULATION] += records * (times[st.B_CUT] - times[st.B_MEAN_ARRIVAL])
-    real[st.QUEUEING] += records * (start - times[st.B_CUT])
-    real[st.PROCESSING] += records * (now - start)
-    older, younger = row[st.B_OLDER], row[st.B_YOUNGER]
-    if older >= 0:
-        s.batch[older, st.B_YOUNGER] = younger
+        cluster.out_records += records
+    if batch.start_s < 0.0:
+        batch.start_s = now_s
+    cluster.out_area += records * (cluster.period_end_s - now_s)
+    cluster.report_records += records
+    cluster.accumulation += records * (batch.cut_s - batch.mean_arrival_s)
+    cluster.queueing += records * (batch.start_s - batch.cut_s)
+    cluster.processing += records * (now_s - batch.start_s)
+    if batch.older != st.NONE:
+        s.batch[batch.older].younger = batch.younger
     else:
-        whole[st.HEAD] = younger
-    if younger >= 0:
-        s.batch[younger, st.B_OLDER] = older
+        cluster.head = batch.younger
+    if batch.younger != st.NONE:
+        s.batch[batch.younger].older = batch.older
     else:
-        whole[st.TAIL] = older
-    s.unused[whole[st.UNUSED]] = place
-    whole[st.UNUSED] += 1
-    whole[st.OPEN] -= 1
+        cluster.tail = batch.older
+    s.unused[cluster.unused] = place
+    cluster.unused += 1
+    cluster.open -= 1
     write_report(place, s)
 
 
 @jit
 def write_report(place: int, s: State) -> None:
     """Write the report row of a batch that ends now (columns: REPORT_COLUMNS)."""
-    i = s.whole[st.REPORTS]
+    i = s.cluster[0].reports
     if i >= len(s.report):
-        s.whole[st.REPORTS_LOST] += 1
+        s.cluster[0].reports_lost += 1
         return
-    row, times, out = s.batch[place], s.batch_real[place], s.report[i]
-    out[0] = row[st.B_NUMBER]
-    out[1] = row[st.B_VERSION]
-    out[2] = row[st.B_RECORDS]
-    out[3] = row[st.B_FIRST_RECORD]
-    out[4] = times[st.B_FIRST_ARRIVAL]
-    out[5] = times[st.B_MEAN_ARRIVAL]
-    out[6] = times[st.B_LAST_ARRIVAL]
-    out[7] = times[st.B_CUT]
-    out[8] = times[st.B_START]
-    out[9] = s.real[st.NOW]
-    out[10] = row[st.B_TASKS]
-    out[11] = times[st.B_BUSY_S]
-    out[12] = times[st.B_BUSY_S + 1]
-    out[13] = row[st.B_FAILED_JOBS]
-    s.whole[st.REPORTS] = i + 1
+    batch, out = s.batch[unsigned(place)], s.report[i]
+    out[0] = batch.number
+    out[1] = batch.version
+    out[2] = batch.records
+    out[3] = batch.first_record
+    out[4] = batch.first_arrival_s
+    out[5] = batch.mean_arrival_s
+    out[6] = batch.last_arrival_s
+    out[7] = batch.cut_s
+    out[8] = batch.start_s
+    out[9] = s.cluster[0].now_s
+    out[10] = batch.tasks
+    out[11] = batch.busy_s[0]
+    out[12] = batch.busy_s[1]
+    out[13] = batch.failed_jobs
+    s.cluster[0].reports = i + 1
 
 
 @jit
-def fail_job(job_place: int, model: Model, s: State) -> None:
+def fail_job(job_place: int, klass: int, model: Model, s: State) -> None:
     """Mark a job as failed and drop its unstarted tasks; running ones go on to their end."""
     place = job_place >> model.job_bits
-    job = job_place - (place << model.job_bits)
-    klass = model.job[job, mod.DEPENDENT]
-    s.job[job_place, st.J_FAILED] = 1
-    for stage in range(model.job[job, mod.STAGES], model.job[job, mod.STAGES_END]):
-        stage_place = (place << model.stage_bits) | stage
-        unstarted = s.stage[stage_place, st.S_UNSTARTED]
-        if unstarted == 0:
+    job = model.job[unsigned(job_place & ((1 << model.job_bits) - 1))]
+    pool, sets = s.pool[unsigned(klass)], s.task_set[unsigned(klass)]
+    s.job[unsigned(job_place)].failed = 1
+    for stage in range(job.first_stage, job.end_stage):
+        stage_place = place << model.stage_bits | nb.int64(stage)
+        run = s.stage[unsigned(stage_place)]
+        if run.unstarted == 0:
             continue
-        s.whole[st.QUEUED + klass] -= unstarted
-        s.stage[stage_place, st.S_UNSTARTED] = 0
+        pool.queued -= run.unstarted
+        run.unstarted = 0
         i = 0
-        while s.task_set[klass, i, st.Q_PLACE] != stage_place:
+        while sets[unsigned(i)] & PLACE_MASK != stage_place:
             i += 1
-        remove_row(s.task_set[klass], s.whole[st.TASK_SETS + klass], i)
-        s.whole[st.TASK_SETS + klass] -= 1
+        remove_entry(sets, pool.task_sets, i)
+        pool.task_sets -= 1
 
 
 @jit
-def job_tasks_running(place: int, job: int, model: Model, s: State) -> int:
+def job_tasks_running(job_place: int, model: Model, s: State) -> int:
     """Return how many tasks of a job are running."""
+    place = job_place >> model.job_bits
+    job = model.job[unsigned(job_place & ((1 << model.job_bits) - 1))]
     total = 0
-    for stage in range(model.job[job, mod.STAGES], model.job[job, mod.STAGES_END]):
-        total += s.stage[(place << model.stage_bits) | stage, st.S_RUNNING]
+    for stage in range(job.first_stage, job.end_stage):
+        total += s.stage[unsigned(place << model.stage_bits | nb.int64(stage))].running
     return total
 
 
 @jit
-def end_task(key: int, tick_s: float, arrived: Arrived, model: Model, s: State) -> None:
-    """End the task with a heap key, and with it perhaps its stage, its job, its batch."""
-    stage_place = (key >> 1) & PLACE_MASK
+def end_stage(stage_place: int, fails: int, arrived: Arrived, model: Model, s: State) -> None:
+    """Act on the end of the last task of a stage, or of one that fails its job."""
     place = stage_place >> model.stage_bits
-    stage = stage_place - (place << model.stage_bits)
-    tables = model.stage[stage]
-    job = tables[mod.JOB]
-    job_place = (place << model.job_bits) | job
-    klass = model.job[job, mod.DEPENDENT]
-    row = s.stage[stage_place]
-    s.whole[st.BUSY + klass] -= 1
-    s.whole[st.TASKS_ENDED] += 1
-    row[st.S_RUNNING] -= 1
-    if key & 1:
-        fail_job(job_place, model, s)
-    if s.job[job_place, st.J_FAILED]:
-        if job_tasks_running(place, job, model, s) == 0:
+    tables = model.stage[unsigned(stage_place & ((1 << model.stage_bits) - 1))]
+    job_place = place << model.job_bits | nb.int64(tables.job)
+    klass = nb.int64(model.job[tables.job].dependent)
+    job = s.job[unsigned(job_place)]
+    if fails:
+        fail_job(job_place, klass, model, s)
+    if job.failed:
+        if job_tasks_running(job_place, model, s) == 0:
             push_ended(job_place, s)
-    elif row[st.S_UNSTARTED] == 0 and row[st.S_RUNNING] == 0:
-        for i in range(tables[mod.CHILDREN], tables[mod.CHILDREN_END]):
-            child = (place << model.stage_bits) | model.child[i]
-            s.stage[child, st.S_WAITS] -= 1
-            if s.stage[child, st.S_WAITS] == 0:
+    else:
+        for i in range(tables.first_child, tables.end_child):
+            child = place << model.stage_bits | nb.int64(model.child[i])
+            waiting = s.stage[unsigned(child)]
+            waiting.waits -= 1
+            if waiting.waits == 0:
                 make_runnable(child, klass, model, s)
-        s.job[job_place, st.J_STAGES_LEFT] -= 1
-        if s.job[job_place, st.J_STAGES_LEFT] == 0:
+        job.stages_left -= 1
+        if job.stages_left == 0:
             push_ended(job_place, s)
     i = 0
-    while i < s.whole[st.ENDING]:  # grows while jobs end
-        end_job(s.ending[i], tick_s, arrived, model, s)
+    while i < s.cluster[0].ending:  # grows while jobs end
+        end_job(nb.int64(s.ending[unsigned(i)]), arrived, model, s)
         i += 1
-    s.whole[st.ENDING] = 0
+    s.cluster[0].ending = 0
 
 
 @jit
-def run_until(slots: int, tick_s: float, arrived: Arrived, model: Model, s: State) -> None:
+def end_task(arrived: Arrived, model: Model, s: State) -> bool:
+    """End the task that ends first; return whether more changed than that a slot is free."""
+    key = pop_task(s)
+    fails = key & 1
+    stage_place = (key >> 2) & PLACE_MASK
+    run = s.stage[unsigned(stage_place)]
+    run.running -= 1
+    s.pool[unsigned((key >> 1) & 1)].busy -= 1
+    s.cluster[0].tasks_ended += 1
+    if not fails and run.running + run.unstarted > 0:
+        return False
+    end_stage(stage_place, fails, arrived, model, s)
+    return True
+
+
+@jit
+def pass_time(until_s: float, s: State) -> None:
+    """Set the clock and count the slot-seconds of both pools."""
+    elapsed_s = until_s - s.cluster[0].now_s
+    s.pool[0].busy_s += elapsed_s * s.pool[0].busy
+    s.pool[1].busy_s += elapsed_s * s.pool[1].busy
+    s.cluster[0].now_s = until_s
+
+
+@jit
+def run_until(arrived: Arrived, model: Model, s: State) -> None:
     """Process all events up to the end of the period."""
-    whole, real = s.whole, s.real
-    end_s = real[st.PERIOD_END]
+    cluster = s.cluster[0]
+    end_s = cluster.period_end_s
+    changed = True
     while True:
-        admit_all(model, s)
-        fill_slots(slots, model, s)
-        task_s = s.heap_s[0] if whole[st.HEAP] > 0 else math.inf
-        event_s = min(task_s, real[st.NEXT_CUT])
-        until_s = min(event_s, end_s)
-        elapsed_s = until_s - real[st.NOW]
-        real[st.BUSY_S] += elapsed_s * whole[st.BUSY]
-        real[st.BUSY_S + 1] += elapsed_s * whole[st.BUSY + 1]
-        real[st.NOW] = until_s
+        if changed:
+            admit_all(model, s)
+        # Before the last event no further task could start, so one free slot is for one task.
+        fill_slots(model.slots if changed else 1, model, s)
+        task_s = s.task[0].end_s if cluster.running_tasks > 0 else math.inf
+        event_s = min(task_s, cluster.next_cut_s)
+        pass_time(min(event_s, end_s), s)
         if event_s > end_s:
             return
-        if task_s <= real[st.NEXT_CUT]:
-            key = pop_task(whole, s.heap_s, s.heap_key)
-            end_task(key, tick_s, arrived, model, s)
+        changed = True
+        if task_s <= cluster.next_cut_s:
+            changed = end_task(arrived, model, s)
         else:
-            cut_batch(tick_s, arrived, model, s)
+            cut_batch(arrived, model, s)
 
 
 @jit
-def apply_plan(plan: NDArray, targets: NDArray, tick_s: float, arrived: Arrived, s: State) -> None:
-    """Take over a plan row (columns: PLAN_COLUMNS) and the targets of hard pools."""
-    whole, real = s.whole, s.real
-    was_idle = whole[st.IDLE_BATCHES]
-    whole[st.POOLS] = int(plan[0])
-    real[st.SHARE] = plan[1]
-    whole[st.POLICY] = int(plan[2])
-    whole[st.POLICY + 1] = int(plan[3])
-    whole[st.PARALLELISM] = int(plan[4])
-    real[st.INTERVAL] = plan[5]
-    whole[st.IDLE_BATCHES] = int(plan[6])
-    whole[st.PER_POOL] = int(plan[7])
-    whole[st.VERSION] += 1
-    if whole[st.POOLS] == HARD:
-        whole[st.TARGET] = targets[0]
-        whole[st.TARGET + 1] = targets[1]
-    if whole[st.IDLE_BATCHES] > 0:
-        schedule_idle_cut(tick_s, arrived, s)
+def apply_plan(plan: NDArray[np.float64], arrived: Arrived, model: Model, s: State) -> None:
+    """Take over a plan row (columns: PLAN_COLUMNS)."""
+    cluster = s.cluster[0]
+    was_idle = cluster.idle_batches
+    cluster.pools = int(plan[0])
+    cluster.share = plan[1]
+    s.pool[0].policy = int(plan[2])
+    s.pool[1].policy = int(plan[3])
+    cluster.parallelism = int(plan[4])
+    cluster.interval_s = plan[5]
+    cluster.idle_batches = int(plan[6])
+    cluster.per_pool = int(plan[7])
+    cluster.version += 1
+    if cluster.pools == HARD:
+        set_targets(plan[1], model, s)
+    if cluster.idle_batches > 0:
+        schedule_idle_cut(arrived, s)
     elif was_idle > 0:
-        real[st.NEXT_CUT] = max(real[st.NOW], real[st.LAST_CUT] + real[st.INTERVAL])
+        cluster.next_cut_s = max(cluster.now_s, cluster.last_cut_s + cluster.interval_s)
+
+
+@jit
+def set_targets(share: float, model: Model, s: State) -> None:
+    """Divide the slots between two hard pools (the rule of `runtime.plan.hard_slots`)."""
+    dependent = 0
+    for position in range(len(model.job)):
+        dependent += model.job[position].dependent
+    first = min(max(math.floor(share * model.slots + 0.5), 1), model.slots - 1)
+    if dependent == 0:
+        first = model.slots
+    elif dependent == len(model.job):
+        first = 0
+    s.pool[0].target = first
+    s.pool[1].target = model.slots - first
+    if model.slots == 1 and 0 < dependent < len(model.job):
+        s.pool[0].target, s.pool[1].target = 1, 1  # both share the one slot in time

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,7 +108,7 @@ class ReferenceCluster:
         """
         self.application, self.profile = application, profile
         self.slots, self.max_open = slots, max_open
-        self.on_event = lambda: None
+        self.on_event: Callable[[], None] = lambda: None
         """Called after every event, when slots have been filled; tests watch invariants here."""
 
     def reset(self, key: int, counts: NDArray[np.int64], tick_s: float, plan: Plan) -> None:
@@ -130,7 +131,6 @@ class ReferenceCluster:
         self.plan = plan
         self.ending: deque[JobRun] = deque()
         self.task_log: list[TaskLog] = []
-        self.departures: list[tuple[float, int]] = []  # end and records of each finished batch
         self.reports: list[Report] = []
         self.signals = np.zeros(len(SIGNALS))
         self._take_plan(plan, was_clocked=False)
@@ -153,11 +153,6 @@ class ReferenceCluster:
             if self.before[tick + 1] > record:
                 return (tick + (record - self.before[tick] + 0.5) / n) * self.tick_s
         return math.inf
-
-    def records_in_system(self, time_s: float) -> int:
-        """Return how many records had arrived and not left at a time up to now."""
-        left = sum(records for end_s, records in self.departures if end_s <= time_s)
-        return self.arrived_until(time_s)[0] - left
 
     # Plans ------------------------------------------------------------------------------------
 
@@ -244,7 +239,6 @@ class ReferenceCluster:
 
     def _end_batch(self, batch: BatchRun) -> None:
         self.open.remove(batch)
-        self.departures.append((self.now_s, batch.records))
         failed_jobs = sum(run.failed for run in batch.jobs)
         if failed_jobs:
             self.failed_records += batch.records

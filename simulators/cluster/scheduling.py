@@ -3,178 +3,187 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numba as nb
+import numpy as np
 from numpy.typing import NDArray
 
-from simulators.cluster import model as mod
+from runtime.plan import Policy, Pools
 from simulators.cluster import state as st
 from simulators.cluster.model import Model
 from simulators.cluster.state import Arrived, State
 from simulators.compiled import jit
 from simulators.noise import uniform
 
-SINGLE, HARD, SOFT = 0, 1, 2
-FAIR = 1
+SINGLE, HARD, SOFT = map(int, Pools)  # numba wants plain numbers
+FAIR = int(Policy.FAIR)
 NOISE, FAILS, NOISE_RETRY, FAILS_RETRY = range(4)
-KEY_SHIFT = 24
-PLACE_MASK = (1 << (KEY_SHIFT - 1)) - 1
+PLACE_BITS = 22
+PLACE_MASK = (1 << PLACE_BITS) - 1
+KEY_SHIFT = PLACE_BITS + 2
 
 
 @jit
-def arrived_until(time_s: float, tick_s: float, arrived: Arrived) -> tuple[int, float]:
+def unsigned(index: int) -> Any:
+    """Return an index as what it is: numba would wrap a signed one around at every access."""
+    return nb.uint32(index)
+
+
+@jit
+def arrived_until(time_s: float, arrived: Arrived) -> tuple[int, float]:
     """Return how many records have arrived by a time, and the sum of their arrival times."""
-    tick = min(int(time_s / tick_s), len(arrived.count) - 2)
-    before = arrived.count[tick]
-    in_tick = arrived.count[tick + 1] - before
+    tick_s = arrived.tick_s
+    tick = min(int(time_s / tick_s), len(arrived.records) - 2)
+    before = arrived.records[unsigned(tick)]
+    in_tick = arrived.records[unsigned(tick + 1)] - before
     share = time_s / tick_s - tick
     here = min(int(in_tick * share + 0.5), in_tick)
-    time_sum = arrived.time_sum[tick]
+    time_sum = arrived.time_sum[unsigned(tick)]
     if here > 0:
         time_sum += here * (tick * tick_s) + tick_s * (here * here) / (2.0 * in_tick)
     return before + here, time_sum
 
 
 @jit
-def arrival_time(record: int, tick: int, tick_s: float, arrived: Arrived) -> tuple[float, int]:
+def arrival_time(record: int, tick: int, arrived: Arrived) -> tuple[float, int]:
     """Return when a record arrives and its tick, searching from a tick at or before it."""
-    last = len(arrived.count) - 2
-    while tick <= last and arrived.count[tick + 1] <= record:
+    last = len(arrived.records) - 2
+    while tick <= last and arrived.records[unsigned(tick + 1)] <= record:
         tick += 1
     if tick > last:
         return math.inf, last
-    before = arrived.count[tick]
-    in_tick = arrived.count[tick + 1] - before
-    return (tick + (record - before + 0.5) / in_tick) * tick_s, tick
+    before = arrived.records[unsigned(tick)]
+    in_tick = arrived.records[unsigned(tick + 1)] - before
+    return (tick + (record - before + 0.5) / in_tick) * arrived.tick_s, tick
 
 
 @jit
-def push_task(whole: NDArray, heap_s: NDArray, heap_key: NDArray, end_s: float, key: int) -> None:
-    """Add a running task to the heap ordered by (end, key)."""
-    i = whole[st.HEAP]
-    whole[st.HEAP] = i + 1
+def push_task(end_s: float, key: int, s: State) -> None:
+    """Add a task that started last to the heap ordered by (end, key)."""
+    i = s.cluster[0].running_tasks
+    s.cluster[0].running_tasks += 1
     while i > 0:
-        parent = (i - 1) >> 1
-        if heap_s[parent] < end_s or (heap_s[parent] == end_s and heap_key[parent] < key):
+        above = (i - 1) >> 1
+        parent = s.task[unsigned(above)]
+        if parent.end_s <= end_s:  # among equals it has the highest key
             break
-        heap_s[i] = heap_s[parent]
-        heap_key[i] = heap_key[parent]
-        i = parent
-    heap_s[i] = end_s
-    heap_key[i] = key
+        place = s.task[unsigned(i)]
+        place.end_s = parent.end_s
+        place.key = parent.key
+        i = above
+    place = s.task[unsigned(i)]
+    place.end_s = end_s
+    place.key = key
 
 
 @jit
-def pop_task(whole: NDArray, heap_s: NDArray, heap_key: NDArray) -> int:
+def pop_task(s: State) -> int:
     """Remove the task that ends first and return its key."""
-    first = heap_key[0]
-    n = whole[st.HEAP] - 1
-    whole[st.HEAP] = n
-    end_s = heap_s[n]
-    key = heap_key[n]
+    first: int = s.task[0].key
+    n = s.cluster[0].running_tasks - 1
+    s.cluster[0].running_tasks = n
+    end_s, key = s.task[unsigned(n)].end_s, s.task[unsigned(n)].key
     i = 0
-    while True:
-        child = 2 * i + 1
-        if child >= n:
+    while 2 * i + 1 < n:
+        below = 2 * i + 1
+        # The right child may be place n: the very task that is to be placed.
+        left, right = s.task[unsigned(below)], s.task[unsigned(below + 1)]
+        below += (right.end_s < left.end_s) | ((right.end_s == left.end_s) & (right.key < left.key))
+        child = s.task[unsigned(below)]
+        if end_s < child.end_s or (end_s == child.end_s and key <= child.key):
             break
-        right = child + 1
-        if right < n and (
-            heap_s[right] < heap_s[child]
-            or (heap_s[right] == heap_s[child] and heap_key[right] < heap_key[child])
-        ):
-            child = right
-        if end_s < heap_s[child] or (end_s == heap_s[child] and key < heap_key[child]):
-            break
-        heap_s[i] = heap_s[child]
-        heap_key[i] = heap_key[child]
-        i = child
-    heap_s[i] = end_s
-    heap_key[i] = key
+        place = s.task[unsigned(i)]
+        place.end_s = child.end_s
+        place.key = child.key
+        i = below
+    place = s.task[unsigned(i)]
+    place.end_s = end_s
+    place.key = key
     return first
 
 
 @jit
-def insert_ordered(queue: NDArray, length: int, order: int, place: int) -> None:
-    """Insert a row into a queue kept in ascending order; later rows mostly belong at its end."""
+def insert_ordered(queue: NDArray[np.int64], length: int, entry: int) -> None:
+    """Insert into a queue kept in ascending order; later entries mostly belong at its end."""
     i = length
-    while i > 0 and queue[i - 1, st.Q_ORDER] > order:
-        queue[i, st.Q_ORDER] = queue[i - 1, st.Q_ORDER]
-        queue[i, st.Q_PLACE] = queue[i - 1, st.Q_PLACE]
+    while i > 0 and queue[unsigned(i - 1)] > entry:
+        queue[unsigned(i)] = queue[unsigned(i - 1)]
         i -= 1
-    queue[i, st.Q_ORDER] = order
-    queue[i, st.Q_PLACE] = place
+    queue[unsigned(i)] = entry
 
 
 @jit
-def remove_row(queue: NDArray, length: int, i: int) -> None:
-    """Remove row i of a queue, keeping the order."""
-    for k in range(i, length - 1):
-        queue[k, st.Q_ORDER] = queue[k + 1, st.Q_ORDER]
-        queue[k, st.Q_PLACE] = queue[k + 1, st.Q_PLACE]
+def remove_entry(queue: NDArray[np.int64], length: int, i: int) -> None:
+    """Remove entry i of a queue, keeping the order."""
+    while i + 1 < length:
+        queue[unsigned(i)] = queue[unsigned(i + 1)]
+        i += 1
 
 
 @jit
 def make_runnable(place: int, klass: int, model: Model, s: State) -> None:
     """Turn a stage whose parents have ended into a task set."""
-    batch = place >> model.stage_bits
-    stage = place - (batch << model.stage_bits)
-    tables = model.stage[stage]
-    records = int(
-        math.floor(s.batch[batch, st.B_RECORDS] * model.cost[stage, mod.SELECTIVITY] + 0.5)
-    )
-    per_task = tables[mod.RECORDS_PER_TASK]
-    tasks = min(max((records + per_task - 1) // per_task, 1), tables[mod.MAX_TASKS])
-    row = s.stage[place]
-    row[st.S_NEXT_TASK] = 0
-    row[st.S_UNSTARTED] = tasks
-    row[st.S_BASE] = records // tasks
-    row[st.S_EXTRA] = records % tasks
-    job_place = (batch << model.job_bits) | tables[mod.JOB]
-    order = s.job[job_place, st.J_ADMISSION] * len(model.stage) + stage
-    length = s.whole[st.TASK_SETS + klass]
-    insert_ordered(s.task_set[klass], length, order, place)
-    s.whole[st.TASK_SETS + klass] = length + 1
-    s.whole[st.QUEUED + klass] += tasks
+    batch = s.batch[unsigned(place >> model.stage_bits)]
+    stage = place & ((1 << model.stage_bits) - 1)
+    tables = model.stage[unsigned(stage)]
+    records = math.floor(batch.records * tables.selectivity + 0.5)
+    per_task = tables.records_per_task
+    tasks = min(max((records + per_task - 1) // per_task, 1), tables.max_tasks)
+    row = s.stage[unsigned(place)]
+    row.next_record = batch.first_record
+    row.base = records // tasks
+    row.extra = records - row.base * tasks
+    row.unstarted = tasks
+    job_place = (place >> model.stage_bits) << model.job_bits | tables.job
+    entry = s.job[unsigned(job_place)].admission << PLACE_BITS | place
+    pool = s.pool[unsigned(klass)]
+    insert_ordered(s.task_set[unsigned(klass)], pool.task_sets, entry)
+    pool.task_sets += 1
+    pool.queued += tasks
 
 
 @jit
 def push_ended(job_place: int, s: State) -> None:
     """Note a job that ends at this instant; they end in the order in which they were noted."""
-    s.ending[s.whole[st.ENDING]] = job_place
-    s.whole[st.ENDING] += 1
+    s.ending[s.cluster[0].ending] = job_place
+    s.cluster[0].ending += 1
 
 
 @jit
 def make_ready(job_place: int, model: Model, s: State) -> None:
     """Queue a job that waits for nothing but a token, or end it at once if it is cancelled."""
-    batch = job_place >> model.job_bits
-    job = job_place - (batch << model.job_bits)
-    if s.job[job_place, st.J_FAILED]:
+    if s.job[unsigned(job_place)].failed:
         push_ended(job_place, s)
         return
-    klass = model.job[job, mod.DEPENDENT]
-    length = s.whole[st.READY + klass]
-    order = s.batch[batch, st.B_NUMBER] * len(model.job) + model.job[job, mod.RANK]
-    insert_ordered(s.ready[klass], length, order, job_place)
-    s.whole[st.READY + klass] = length + 1
+    batch = s.batch[unsigned(job_place >> model.job_bits)]
+    job = model.job[unsigned(job_place & ((1 << model.job_bits) - 1))]
+    order = batch.number * len(model.job) + job.rank
+    pool = s.pool[job.dependent]
+    insert_ordered(s.ready[job.dependent], pool.ready, order << PLACE_BITS | job_place)
+    pool.ready += 1
 
 
 @jit
 def admit(klass: int, model: Model, s: State) -> None:
     """Give the first ready job of a class a token and make its root stages runnable."""
-    job_place = s.ready[klass, 0, st.Q_PLACE]
-    remove_row(s.ready[klass], s.whole[st.READY + klass], 0)
-    s.whole[st.READY + klass] -= 1
-    s.whole[st.RUNNING + klass] += 1
-    batch = job_place >> model.job_bits
-    job = job_place - (batch << model.job_bits)
-    if s.batch_real[batch, st.B_START] < 0.0:
-        s.batch_real[batch, st.B_START] = s.real[st.NOW]
-    s.job[job_place, st.J_PHASE] = st.ADMITTED
-    s.job[job_place, st.J_ADMISSION] = s.whole[st.ADMISSIONS]
-    s.whole[st.ADMISSIONS] += 1
-    for stage in range(model.job[job, mod.STAGES], model.job[job, mod.STAGES_END]):
-        if model.stage[stage, mod.N_PARENTS] == 0:
-            make_runnable((batch << model.stage_bits) | stage, klass, model, s)
+    queue, pool = s.ready[unsigned(klass)], s.pool[unsigned(klass)]
+    job_place = queue[0] & PLACE_MASK
+    remove_entry(queue, pool.ready, 0)
+    pool.ready -= 1
+    pool.running += 1
+    place = job_place >> model.job_bits
+    batch = s.batch[unsigned(place)]
+    if batch.start_s < 0.0:
+        batch.start_s = s.cluster[0].now_s
+    row = s.job[unsigned(job_place)]
+    row.phase = st.ADMITTED
+    row.admission = s.cluster[0].admissions
+    s.cluster[0].admissions += 1
+    job = model.job[unsigned(job_place & ((1 << model.job_bits) - 1))]
+    for stage in range(job.first_stage, job.end_stage):
+        if model.stage[stage].n_parents == 0:
+            make_runnable(place << model.stage_bits | nb.int64(stage), klass, model, s)
 
 
 @jit
@@ -183,17 +192,16 @@ def next_class(s: State) -> int:
 
     Oldest batch first, then dependent before independent, then position.
     """
-    whole = s.whole
-    limit = whole[st.PARALLELISM]
-    have_0 = whole[st.READY] > 0
-    have_1 = whole[st.READY + 1] > 0
-    if whole[st.PER_POOL]:
-        have_0 = have_0 and whole[st.RUNNING] < limit
-        have_1 = have_1 and whole[st.RUNNING + 1] < limit
-    elif whole[st.RUNNING] + whole[st.RUNNING + 1] >= limit:
+    cluster, first, second = s.cluster[0], s.pool[0], s.pool[1]
+    have_0 = first.ready > 0
+    have_1 = second.ready > 0
+    if cluster.per_pool:
+        have_0 = have_0 and first.running < cluster.parallelism
+        have_1 = have_1 and second.running < cluster.parallelism
+    elif first.running + second.running >= cluster.parallelism:
         return -1
     if have_0 and have_1:
-        return 1 if s.ready[1, 0, st.Q_ORDER] < s.ready[0, 0, st.Q_ORDER] else 0
+        return 1 if s.ready[1, 0] < s.ready[0, 0] else 0
     if have_1:
         return 1
     return 0 if have_0 else -1
@@ -209,51 +217,57 @@ def admit_all(model: Model, s: State) -> None:
 
 
 @jit
-def attempt_s(records: int, stage: int, busy: int, draw: float, model: Model) -> float:
+def attempt_s(records: int, tables: Any, busy: int, draw: float, model: Model) -> float:
     """Return the time of one attempt of a task, given a uniform draw for its residual."""
-    size = model.stage[stage, mod.RESIDUAL_SIZE]
-    residual = model.residual[model.stage[stage, mod.RESIDUAL] + int(draw * size)]
-    cost = model.cost[stage]
-    compute = (cost[mod.FIXED] + cost[mod.PER_RECORD] * records) * residual
-    return cost[mod.WAIT] + compute * model.slowdown[stage, busy]
+    residual = model.residual[unsigned(tables.residual + int(draw * tables.residual_size))]
+    compute = (tables.fixed_s + tables.per_record_s * records) * residual
+    took_s: float = tables.wait_s + compute * model.slowdown[unsigned(tables.slowdown + busy)]
+    return took_s
 
 
 @jit
 def start_task(klass: int, i: int, model: Model, s: State) -> None:
     """Start the next task of the i-th task set of a class; a failed attempt is repeated at once."""
-    whole = s.whole
-    place = s.task_set[klass, i, st.Q_PLACE]
-    batch = place >> model.stage_bits
-    stage = place - (batch << model.stage_bits)
-    row = s.stage[place]
-    task = row[st.S_NEXT_TASK]
-    row[st.S_NEXT_TASK] = task + 1
-    row[st.S_RUNNING] += 1
-    row[st.S_UNSTARTED] -= 1
-    extra = row[st.S_EXTRA]
-    first = s.batch[batch, st.B_FIRST_RECORD] + task * row[st.S_BASE] + min(task, extra)
-    records = row[st.S_BASE] + (1 if task < extra else 0)
-    whole[st.BUSY + klass] += 1
-    whole[st.QUEUED + klass] -= 1
-    busy = whole[st.BUSY] + whole[st.BUSY + 1]
-    key = whole[st.KEY]
-    took = attempt_s(records, stage, busy, uniform(key, stage, first, NOISE), model)
+    cluster, pool = s.cluster[0], s.pool[unsigned(klass)]
+    place = s.task_set[unsigned(klass), unsigned(i)] & PLACE_MASK
+    stage = place & ((1 << model.stage_bits) - 1)
+    tables = model.stage[unsigned(stage)]
+    row = s.stage[unsigned(place)]
+    first = row.next_record
+    longer = row.extra > 0
+    records = row.base + longer
+    row.next_record = first + records
+    row.extra -= longer
+    row.running += 1
+    row.unstarted -= 1
+    pool.busy += 1
+    pool.queued -= 1
+    busy = s.pool[0].busy + s.pool[1].busy
+    key = cluster.key
+    took = attempt_s(records, tables, busy, uniform(key, stage, first, NOISE), model)
     attempts = 1
     fails = 0
-    risk = model.cost[stage, mod.FAILURE]
+    risk = tables.failure_probability
     if risk > 0.0 and uniform(key, stage, first, FAILS) < risk:
-        took += attempt_s(records, stage, busy, uniform(key, stage, first, NOISE_RETRY), model)
+        took += attempt_s(records, tables, busy, uniform(key, stage, first, NOISE_RETRY), model)
         attempts = 2
         fails = 1 if uniform(key, stage, first, FAILS_RETRY) < risk else 0
-    s.batch[batch, st.B_TASKS] += attempts
-    s.batch_real[batch, st.B_BUSY_S + klass] += took
-    number = whole[st.LAUNCHES]
-    whole[st.LAUNCHES] = number + 1
-    heap_key = (number << KEY_SHIFT) | (place << 1) | fails
-    push_task(whole, s.heap_s, s.heap_key, s.real[st.NOW] + took, heap_key)
-    if row[st.S_UNSTARTED] == 0:
-        remove_row(s.task_set[klass], whole[st.TASK_SETS + klass], i)
-        whole[st.TASK_SETS + klass] -= 1
+    batch = s.batch[unsigned(place >> model.stage_bits)]
+    batch.tasks += attempts
+    batch.busy_s[unsigned(klass)] += took
+    heap_key = (cluster.launches << KEY_SHIFT) | (place << 2) | (klass << 1) | fails
+    cluster.launches += 1
+    push_task(cluster.now_s + took, heap_key, s)
+    if row.unstarted == 0:
+        remove_entry(s.task_set[unsigned(klass)], pool.task_sets, i)
+        pool.task_sets -= 1
+
+
+@jit
+def running_tasks(entry: int, s: State) -> int:
+    """Return how many tasks of a task set are running."""
+    running: int = s.stage[unsigned(entry & PLACE_MASK)].running
+    return running
 
 
 @jit
@@ -262,10 +276,10 @@ def pick_task_set(klass: int, policy: int, s: State) -> int:
     if policy != FAIR:
         return 0
     best = 0
-    rows = s.task_set[klass]
-    fewest = s.stage[rows[0, st.Q_PLACE], st.S_RUNNING]
-    for i in range(1, s.whole[st.TASK_SETS + klass]):
-        running = s.stage[rows[i, st.Q_PLACE], st.S_RUNNING]
+    sets = s.task_set[unsigned(klass)]
+    fewest = running_tasks(sets[0], s)
+    for i in range(1, s.pool[unsigned(klass)].task_sets):
+        running = running_tasks(sets[i], s)
         if running < fewest:
             best = i
             fewest = running
@@ -275,14 +289,12 @@ def pick_task_set(klass: int, policy: int, s: State) -> int:
 @jit
 def soft_class(s: State) -> int:
     """Return the class whose pool is furthest below its weight (both have task sets)."""
-    share = s.real[st.SHARE]
+    share = s.cluster[0].share
     if share == 0.0:
         return 1
     if share == 1.0:
         return 0
-    if s.whole[st.BUSY + 1] * share <= s.whole[st.BUSY] * (1.0 - share):
-        return 1
-    return 0
+    return 1 if s.pool[1].busy * share <= s.pool[0].busy * (1.0 - share) else 0
 
 
 @jit
@@ -290,40 +302,41 @@ def single_queue(policy: int, s: State) -> tuple[int, int]:
     """Return class and row of the task set that one common queue serves next."""
     first = pick_task_set(0, policy, s)
     second = pick_task_set(1, policy, s)
-    a = s.task_set[0, first]
-    b = s.task_set[1, second]
+    a = s.task_set[0, unsigned(first)]
+    b = s.task_set[1, unsigned(second)]
     if policy == FAIR:
-        running_a = s.stage[a[st.Q_PLACE], st.S_RUNNING]
-        running_b = s.stage[b[st.Q_PLACE], st.S_RUNNING]
+        running_a = running_tasks(a, s)
+        running_b = running_tasks(b, s)
         if running_a != running_b:
             return (0, first) if running_a < running_b else (1, second)
-    return (0, first) if a[st.Q_ORDER] < b[st.Q_ORDER] else (1, second)
+    return (0, first) if a < b else (1, second)
 
 
 @jit
 def serve_next(s: State) -> tuple[int, int]:
     """Return class and row of the task set that gets the next slot; class -1 if none may."""
-    whole = s.whole
-    pools = whole[st.POOLS]
-    have_0 = whole[st.TASK_SETS] > 0
-    have_1 = whole[st.TASK_SETS + 1] > 0
+    pools, first, second = s.cluster[0].pools, s.pool[0], s.pool[1]
+    have_0 = first.task_sets > 0
+    have_1 = second.task_sets > 0
     if pools == HARD:
-        have_0 = have_0 and whole[st.BUSY] < whole[st.TARGET]
-        have_1 = have_1 and whole[st.BUSY + 1] < whole[st.TARGET + 1]
+        have_0 = have_0 and first.busy < first.target
+        have_1 = have_1 and second.busy < second.target
     if not (have_0 or have_1):
         return -1, 0
     both = have_0 and have_1
     if both and pools == SINGLE:
-        return single_queue(whole[st.POLICY], s)
-    klass = soft_class(s) if both and pools == SOFT else int(have_1)
-    policy = whole[st.POLICY] if pools == SINGLE else whole[st.POLICY + klass]
+        return single_queue(first.policy, s)
+    klass: int = soft_class(s) if both and pools == SOFT else int(have_1)
+    policy = first.policy if pools == SINGLE else s.pool[unsigned(klass)].policy
     return klass, pick_task_set(klass, policy, s)
 
 
 @jit
-def fill_slots(slots: int, model: Model, s: State) -> None:
-    """Start tasks while a slot is free for one."""
-    while s.whole[st.BUSY] + s.whole[st.BUSY + 1] < slots:
+def fill_slots(limit: int, model: Model, s: State) -> None:
+    """Start up to `limit` tasks while a slot is free for one."""
+    for _ in range(limit):
+        if s.pool[0].busy + s.pool[1].busy >= model.slots:
+            return
         klass, i = serve_next(s)
         if klass < 0:
             return

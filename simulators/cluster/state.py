@@ -1,141 +1,180 @@
-"""The state of many simulated clusters: its arrays, their columns, their allocation."""
+"""The state of many simulated clusters: its rows, its arrays, their allocation.
+
+Rows are structured (named fields at fixed offsets), so that compiled code reads a field at a
+constant distance from its row; indices are unsigned, because numba wraps signed ones around.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.snapshot import REPORT_COLUMNS
+from runtime.plan import PLAN_COLUMNS
+from runtime.snapshot import REPORT_COLUMNS, SIGNALS
 from simulators.cluster.model import Model
 
-# Columns of State.whole (int64). Pairs are indexed by class: 0 independent, 1 dependent.
-(
-    KEY,  # random key of the environment (bits of a uint64)
-    CUT_RECORDS,  # records cut so far
-    OUT_RECORDS,
-    FAILED_RECORDS,
-    PENDING_RECORDS,
-    BATCHES,  # batches cut so far
-    OPEN,  # batches cut and not ended
-    HEAD,  # ring place of the oldest open batch, -1 if none
-    TAIL,  # ring place of the youngest open batch, -1 if none
-    UNUSED,  # number of unused ring places
-    TICK,  # tick that holds the first uncut record, or an earlier one
-    LAUNCHES,
-    ADMISSIONS,
-    HEAP,  # running tasks
-    REPORTS,  # rows written in this period
-    REPORTS_LOST,  # rows for which there was no room
-    TASKS_ENDED,
-    VERSION,
-    POOLS,
-    PARALLELISM,
-    PER_POOL,
-    IDLE_BATCHES,
-    POLICY,  # and POLICY + 1
-) = range(23)
-TARGET = 24  # slots of a hard pool, and TARGET + 1
-RUNNING = 26  # jobs that hold a token, and RUNNING + 1
-READY = 28  # length of a ready queue, and READY + 1
-TASK_SETS = 30  # length of a list of task sets, and TASK_SETS + 1
-BUSY = 32  # busy slots, and BUSY + 1
-QUEUED = 34  # runnable tasks without a slot, and QUEUED + 1
-ENDING = 36  # jobs noted in `State.ending`
-WHOLE_COLUMNS = 37
+NONE = 2**32 - 1  # in a field that names a ring place: no batch
+WAITING, ADMITTED, ENDED = range(3)  # values of JobRun.phase
 
-# Columns of State.real (float64).
-(
-    NOW,
-    PERIOD_END,
-    LAST_CUT,
-    NEXT_CUT,
-    INTERVAL,
-    SHARE,
-    CUT_ARRIVAL_SUM,  # sum of the arrival times of all cut records
-    OUT_AREA,  # integral over the period of the records that left in it
-    ACCUMULATION,
-    QUEUEING,
-    PROCESSING,
-    REPORT_RECORDS,
-    BUSY_S,  # slot-seconds in the period, and BUSY_S + 1
-) = range(13)
-REAL_COLUMNS = 14
-
-# Columns of State.batch (int64) and of State.batch_real (float64).
-(
-    B_NUMBER,
-    B_VERSION,
-    B_RECORDS,
-    B_FIRST_RECORD,
-    B_TASKS,
-    B_JOBS_LEFT,
-    B_FAILED_JOBS,
-    B_OLDER,
-    B_YOUNGER,
-) = range(9)
-B_FIRST_ARRIVAL, B_MEAN_ARRIVAL, B_LAST_ARRIVAL, B_CUT, B_START, B_BUSY_S = range(6)
-BATCH_REAL_COLUMNS = 7  # B_BUSY_S is a pair
-
-# Columns of State.job (int64).
-J_WAITS, J_PHASE, J_FAILED, J_STAGES_LEFT, J_ADMISSION = range(5)
-WAITING, ADMITTED, ENDED = range(3)  # values of J_PHASE
-
-# Columns of State.stage (int64).
-S_WAITS, S_NEXT_TASK, S_UNSTARTED, S_RUNNING, S_BASE, S_EXTRA = range(6)
-
-# Columns of the queue rows (int64).
-Q_ORDER, Q_PLACE = range(2)
+CLUSTER = np.dtype(
+    [
+        ("now_s", np.float64),
+        ("next_cut_s", np.float64),
+        ("period_end_s", np.float64),
+        ("key", np.uint64),  # random key of the environment
+        ("launches", np.int64),  # tasks started so far
+        ("running_tasks", np.uint32),  # length of the heap
+        ("tasks_ended", np.int32),  # in the period
+        ("pools", np.int32),
+        ("parallelism", np.int64),
+        ("per_pool", np.int32),
+        ("idle_batches", np.int32),
+        ("share", np.float64),
+        ("interval_s", np.float64),
+        ("last_cut_s", np.float64),
+        ("version", np.int64),
+        ("admissions", np.int64),  # jobs admitted so far
+        ("batches", np.int64),  # batches cut so far
+        ("open", np.int64),  # batches cut and not ended
+        ("head", np.uint32),  # ring place of the oldest open batch
+        ("tail", np.uint32),  # ring place of the youngest open batch
+        ("unused", np.uint32),  # number of unused ring places
+        ("ending", np.uint32),  # number of jobs that end at the present instant
+        ("tick", np.int64),  # tick that holds the first uncut record, or an earlier one
+        ("cut_records", np.int64),  # records cut so far
+        ("cut_arrival_sum", np.float64),  # sum of their arrival times
+        ("seen_records", np.int64),  # records that had arrived by the last decision
+        ("seen_arrival_sum", np.float64),  # sum of their arrival times
+        ("out_records", np.int64),
+        ("failed_records", np.int64),
+        ("pending_records", np.int64),
+        ("out_area", np.float64),  # integral over the period of the records that left in it
+        ("accumulation", np.float64),  # record-seconds of the batches that ended in the period
+        ("queueing", np.float64),
+        ("processing", np.float64),
+        ("report_records", np.float64),
+        ("reports", np.uint32),  # rows written in this period
+        ("reports_lost", np.int32),  # rows for which there was no room
+    ],
+    align=True,
+)
+POOL = np.dtype(
+    [
+        ("busy_s", np.float64),  # slot-seconds in the period
+        ("busy", np.int32),  # busy slots
+        ("queued", np.int64),  # runnable tasks without a slot
+        ("task_sets", np.uint32),  # length of the list of task sets
+        ("ready", np.uint32),  # length of the queue of ready jobs
+        ("running", np.int64),  # jobs that hold a token
+        ("target", np.int32),  # slots, if the pools are hard
+        ("policy", np.int32),
+    ],
+    align=True,
+)
+BATCH = np.dtype(
+    [
+        ("first_record", np.int64),
+        ("busy_s", np.float64, 2),  # slot-seconds used so far, by class
+        ("tasks", np.int64),
+        ("jobs_left", np.int32),
+        ("failed_jobs", np.int32),
+        ("older", np.uint32),  # ring places of the neighbours in cut order
+        ("younger", np.uint32),
+        ("number", np.int64),
+        ("version", np.int64),
+        ("records", np.int64),
+        ("first_arrival_s", np.float64),
+        ("mean_arrival_s", np.float64),
+        ("last_arrival_s", np.float64),
+        ("cut_s", np.float64),
+        ("start_s", np.float64),  # -1 before the first admission
+    ],
+    align=True,
+)
+JOB_RUN = np.dtype(
+    [
+        ("admission", np.int64),
+        ("waits", np.int32),  # jobs it waits for
+        ("stages_left", np.int32),
+        ("phase", np.int32),
+        ("failed", np.int32),
+    ],
+    align=True,
+)
+STAGE_RUN = np.dtype(
+    [
+        ("next_record", np.int64),  # first record of the next task
+        ("base", np.int64),  # records of a task
+        ("extra", np.int32),  # unstarted tasks that take one record more
+        ("unstarted", np.int32),
+        ("running", np.int32),
+        ("waits", np.int32),  # stages it waits for
+    ],
+    align=True,
+)
+TASK = np.dtype(
+    [
+        ("end_s", np.float64),
+        ("key", np.int64),  # launch number << KEY_SHIFT | stage place << 2 | class << 1 | fails
+    ],
+    align=True,
+)
 
 
 class State(NamedTuple):
     """Arrays of all environments (first axis N), or views of one environment without it.
 
     A batch lives at a ring place p; its jobs at p << job_bits | j, its stages at
-    p << stage_bits | s. Below, n_jobs and n_stages are these powers of two.
+    p << stage_bits | s. Below, n_jobs and n_stages are these powers of two. Classes are
+    0 independent, 1 dependent.
 
     Attributes:
-        whole: int64 [N, WHOLE_COLUMNS].
-        real: float64 [N, REAL_COLUMNS].
-        batch: int64 [N, max_open, 9].
-        batch_real: float64 [N, max_open, BATCH_REAL_COLUMNS].
-        job: int64 [N, max_open * n_jobs, 5].
-        stage: int64 [N, max_open * n_stages, 6].
-        ready: int64 [N, 2, max_open * n_jobs, 2], ready jobs of a class in admission order.
-        task_set: int64 [N, 2, max_open * n_stages, 2], stages with unstarted tasks, FIFO order.
-        heap_s: float64 [N, slots], ends of running tasks, a binary heap.
-        heap_key: int64 [N, slots], start number << 24 | stage place << 1 | fails.
-        unused: int64 [N, max_open], ring places without a batch.
-        ending: int64 [N, max_open * n_jobs], jobs that end at the present instant.
+        cluster: CLUSTER [N, 1].
+        pool: POOL [N, 2], by class.
+        batch: BATCH [N, max_open].
+        job: JOB_RUN [N, max_open * n_jobs].
+        stage: STAGE_RUN [N, max_open * n_stages].
+        ready: int64 [N, 2, max_open * n_jobs], ready jobs of a class in admission order, as
+            order << PLACE_BITS | job place.
+        task_set: int64 [N, 2, max_open * n_stages], stages with unstarted tasks in FIFO order, as
+            admission << PLACE_BITS | stage place.
+        task: TASK [N, slots], running tasks, a binary heap ordered by (end_s, key).
+        unused: uint32 [N, max_open], ring places without a batch.
+        ending: uint32 [N, max_open * n_jobs], jobs that end at the present instant.
         report: float64 [N, report_rows, len(REPORT_COLUMNS)], batches that ended in the period.
+        plan: float64 [N, len(PLAN_COLUMNS)], the plan in force.
+        signals: float64 [N, len(SIGNALS)].
     """
 
-    whole: NDArray[np.int64]
-    real: NDArray[np.float64]
-    batch: NDArray[np.int64]
-    batch_real: NDArray[np.float64]
-    job: NDArray[np.int64]
-    stage: NDArray[np.int64]
+    cluster: Any
+    pool: Any
+    batch: Any
+    job: Any
+    stage: Any
     ready: NDArray[np.int64]
     task_set: NDArray[np.int64]
-    heap_s: NDArray[np.float64]
-    heap_key: NDArray[np.int64]
-    unused: NDArray[np.int64]
-    ending: NDArray[np.int64]
+    task: Any
+    unused: NDArray[np.uint32]
+    ending: NDArray[np.uint32]
     report: NDArray[np.float64]
+    plan: NDArray[np.float64]
+    signals: NDArray[np.float64]
 
 
 class Arrived(NamedTuple):
     """Arrivals of all environments, or of one without the first axis.
 
     Attributes:
-        count: int64 [N, n_ticks + 1], records that arrived before each tick.
+        records: int64 [N, n_ticks + 1], records that arrived before each tick.
         time_sum: float64 [N, n_ticks + 1], sum of their arrival times, seconds.
+        tick_s: Length of a tick, seconds.
     """
 
-    count: NDArray[np.int64]
+    records: NDArray[np.int64]
     time_sum: NDArray[np.float64]
+    tick_s: float
 
 
 def allocate_state(n_envs: int, model: Model, max_open: int, report_rows: int) -> State:
@@ -147,27 +186,19 @@ def allocate_state(n_envs: int, model: Model, max_open: int, report_rows: int) -
         max_open: Batches that may be open at once.
         report_rows: Reports that one period may bring.
     """
-    n_jobs, n_stages = 1 << model.job_bits, 1 << model.stage_bits
-    slots = model.slowdown.shape[1] - 1
-
-    def whole(*shape: int) -> NDArray[np.int64]:
-        return np.zeros((n_envs, *shape), dtype=np.int64)
-
-    def real(*shape: int) -> NDArray[np.float64]:
-        return np.zeros((n_envs, *shape), dtype=np.float64)
-
+    n_jobs, n_stages = max_open << model.job_bits, max_open << model.stage_bits
     return State(
-        whole=whole(WHOLE_COLUMNS),
-        real=real(REAL_COLUMNS),
-        batch=whole(max_open, 9),
-        batch_real=real(max_open, BATCH_REAL_COLUMNS),
-        job=whole(max_open * n_jobs, 5),
-        stage=whole(max_open * n_stages, 6),
-        ready=whole(2, max_open * n_jobs, 2),
-        task_set=whole(2, max_open * n_stages, 2),
-        heap_s=real(slots),
-        heap_key=whole(slots),
-        unused=whole(max_open),
-        ending=whole(max_open * n_jobs),
-        report=real(report_rows, len(REPORT_COLUMNS)),
+        cluster=np.zeros((n_envs, 1), dtype=CLUSTER),
+        pool=np.zeros((n_envs, 2), dtype=POOL),
+        batch=np.zeros((n_envs, max_open), dtype=BATCH),
+        job=np.zeros((n_envs, n_jobs), dtype=JOB_RUN),
+        stage=np.zeros((n_envs, n_stages), dtype=STAGE_RUN),
+        ready=np.zeros((n_envs, 2, n_jobs), dtype=np.int64),
+        task_set=np.zeros((n_envs, 2, n_stages), dtype=np.int64),
+        task=np.zeros((n_envs, model.slots), dtype=TASK),
+        unused=np.zeros((n_envs, max_open), dtype=np.uint32),
+        ending=np.zeros((n_envs, n_jobs), dtype=np.uint32),
+        report=np.zeros((n_envs, report_rows, len(REPORT_COLUMNS))),
+        plan=np.zeros((n_envs, len(PLAN_COLUMNS))),
+        signals=np.zeros((n_envs, len(SIGNALS))),
     )
