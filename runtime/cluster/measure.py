@@ -295,4 +295,3 @@ def varied_settings(rate_per_s: float, slots: int) -> list[tuple[Plan, float]]:
         (Plan(batch_interval_s=interval_s, parallelism=parallelism), part * rate_per_s)
         for part, interval_s, parallelism in shapes
     ]
-

@@ -161,6 +161,26 @@ def test_a_declared_wait_is_waited() -> None:
     assert 0.1 <= executor.reports[0].busy_independent_s < 0.2
 
 
+def test_an_idle_trigger_wakes_up_for_every_record() -> None:
+    plan = Plan(parallelism=2, batch_interval_s=0.01, idle_batches=1)
+    source = stream(records_per_tick=1, ticks=6)
+    with LocalExecutor(summing_jobs(), source, plan, slots=2) as executor:
+        assert executor.wait(timeout_s=10.0)
+    # Each batch ended long before the next record came, 0.05 s later.
+    assert [r.cut_s for r in executor.reports] == pytest.approx(
+        [0.025 + 0.05 * k for k in range(6)]
+    )
+    assert all(r.queueing_s < 0.04 for r in executor.reports)
+
+
+def test_a_shorter_interval_wakes_up_the_timer() -> None:
+    slow = Plan(parallelism=2, batch_interval_s=100.0)
+    with LocalExecutor(summing_jobs(), stream(ticks=2), slow, slots=2) as executor:
+        executor.apply(Plan(parallelism=2, batch_interval_s=0.01, idle_batches=1, version=1))
+        assert executor.wait(timeout_s=10.0)
+    assert executor.reports[0].cut_s < 0.1
+
+
 def test_a_new_plan_names_the_batches_cut_under_it() -> None:
     with LocalExecutor(summing_jobs(), stream(ticks=12), FAST, slots=2) as executor:
         time.sleep(0.27)
