@@ -20,7 +20,8 @@ from simulators.cluster.application_config import (
 from simulators.cluster.bounds import balanced_share, batch_work, capacity_per_s
 
 CONF = Path(__file__).parents[3] / "conf" / "application"
-SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml"))
+# tpch.yaml names measurements instead of declaring costs; experiments.worlds builds it.
+SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "tpch")
 
 
 def _shipped(name: str) -> dict[str, Any]:
