@@ -41,9 +41,6 @@ class EventRing:
     source: Tensor
     anomalous: Tensor
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def rows(self, tensor: Tensor, first_record: int, records: int) -> Tensor:
         """Return the rows of consecutive records; a view unless they wrap around.
 

@@ -35,7 +35,7 @@ from runtime.plan import Plan
 from runtime.snapshot import Report, Snapshot
 
 MAX_ATTEMPTS = 2
-KEPT_FAILURES = 1000
+KEPT_FAILURES = 100
 
 _logger = logging.getLogger(__name__)
 

@@ -19,9 +19,6 @@ class ReadyJobs:
     def __init__(self) -> None:
         self._heaps: tuple[list[tuple[tuple[int, int, int], JobRun]], ...] = ([], [])
 
-    def __len__(self) -> int:
-        return sum(self.counts)
-
     @property
     def counts(self) -> tuple[int, int]:
         """Numbers of ready independent and dependent jobs."""

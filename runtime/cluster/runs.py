@@ -28,7 +28,7 @@ class BatchRun:
     mean_arrival_s: float
     last_arrival_s: float
     cut_s: float
-    jobs: list[JobRun] = field(default_factory=list)
+    jobs: list[JobRun] = field(default_factory=list, repr=False)
     jobs_left: int = 0
     start_s: float | None = None
     tasks: int = 0
@@ -62,7 +62,7 @@ class JobRun:
     upstream_failed: bool = False
     admission: int | None = None
     outcome: Outcome | None = None
-    task_sets: list[TaskSet] = field(default_factory=list)
+    task_sets: list[TaskSet] = field(default_factory=list, repr=False)
     stages_left: int = 0
     running: int = 0
     failing: bool = False
@@ -130,7 +130,7 @@ class Task:
     records: int
     busy: int
     start_s: float
-    task_set: TaskSet
+    task_set: TaskSet = field(repr=False)
 
     @property
     def first_record(self) -> int:

@@ -91,11 +91,6 @@ class Scheduler:
         self._targets = self._hard_targets()
 
     @property
-    def open_batches(self) -> int:
-        """Batches cut and not ended."""
-        return len(self._open)
-
-    @property
     def running_tasks(self) -> int:
         """Tasks that occupy a slot."""
         return len(self._running)

@@ -187,7 +187,7 @@ def test_decisions_keep_their_period() -> None:
     start_s = time.monotonic()
     decisions = controller.run(0.55, lambda decision: times.append(time.monotonic() - start_s))
     assert len(decisions) == 5
-    np.testing.assert_allclose(times, [0.1, 0.2, 0.3, 0.4, 0.5], atol=0.06)
+    np.testing.assert_allclose(times, [0.1, 0.2, 0.3, 0.4, 0.5], atol=0.09)
 
 
 def test_a_late_turn_is_left_out() -> None:
@@ -201,7 +201,7 @@ def test_a_late_turn_is_left_out() -> None:
             time.sleep(0.25)  # from 0.1 to 0.35: the turns at 0.2 and 0.3 are gone
 
     controller.run(0.55, slow_observer)
-    np.testing.assert_allclose(times, [0.1, 0.4, 0.5], atol=0.06)
+    np.testing.assert_allclose(times, [0.1, 0.4, 0.5], atol=0.09)
 
 
 def test_a_run_can_be_stopped() -> None:
@@ -224,7 +224,7 @@ def test_a_real_executor_is_steered() -> None:
     application = Application("app", (Job("a", (Stage("main"),)),))
     jobs = StreamJobs(application, {("a", "main"): StageCode(lambda task: None, 0.005)})
     source = Source(np.full(30, 5), 0.05)
-    plan = Plan(parallelism=2, batch_interval_s=0.3)
+    plan = Plan(parallelism=2, batch_interval_s=0.45)
     guards = Guards(GuardLimits(), plan)
     with LocalExecutor(jobs, source, plan, slots=2) as executor:
         agent = Agent(lambda k: Plan(parallelism=2, batch_interval_s=0.1))
@@ -233,6 +233,6 @@ def test_a_real_executor_is_steered() -> None:
         assert executor.wait(10.0)
     assert [d.changed for d in decisions] == [True, False, False]
     assert sum(r.records for d in decisions for r in d.snapshot.reports) > 0
-    assert executor.reports[0].plan_version == 1  # cut at 0.3, decided at 0.25
+    assert executor.reports[0].plan_version == 1  # cut at 0.45, decided at 0.25
     assert sum(r.records for r in executor.reports) == 150
     assert executor.reports[-1].cut_s - executor.reports[-2].cut_s == pytest.approx(0.1)
