@@ -29,6 +29,7 @@ class Clusters:
         causes: int64 [N], why guards changed the last proposals (bits of `Cause`).
         keys: uint64 [N], key of each present episode.
         starts: int64 [N], its first tick in the arrivals.
+        factors: float64 [N], its factor of the arrival rate.
     """
 
     def __init__(self, config: StreamClusterConfig, n: int) -> None:
@@ -53,6 +54,7 @@ class Clusters:
         self.causes = np.zeros(n, dtype=np.int64)
         self.keys = np.zeros(n, dtype=np.uint64)
         self.starts = np.zeros(n, dtype=np.int64)
+        self.factors = np.ones(n)
         self._step = 0
 
     def reset(self, rngs: Sequence[np.random.Generator]) -> NDArray[np.float32]:
@@ -65,19 +67,37 @@ class Clusters:
         for k, rng in enumerate(rngs):
             self.keys[k] = rng.integers(0, 2**64, dtype=np.uint64)
             self.starts[k] = rng.integers(first, last + 1)
-        return self.begin(self.keys, self.starts)
+            self.factors[k] = rng.choice(self.config.load_factors)
+        return self.begin(self.keys, self.starts, self.factors)
 
-    def begin(self, keys: NDArray[np.uint64], starts: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Start the episodes with these keys and first ticks (both [N])."""
+    def begin(
+        self,
+        keys: NDArray[np.uint64],
+        starts: NDArray[np.int64],
+        factors: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float32]:
+        """Start the episodes with these keys, first ticks and rate factors (each [N])."""
         config = self.config
         self.keys[:], self.starts[:] = keys, starts
-        counts = config.arrivals.counts(self.keys, self.starts, config.n_ticks)
-        self.engine.reset(self.keys, counts, config.arrivals.tick_s, config.initial_plan)
+        self.factors[:] = 1.0 if factors is None else factors
+        self.engine.reset(self.keys, self.counts(), config.arrivals.tick_s, config.initial_plan)
         self.codec.reset()
         self.guards.reset()
         self.plans[:] = config.initial_plan.to_row()
         self._step = 0
         return self.codec.encode(self.engine.signals)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the arrivals of the present episodes, int64 [N, n_ticks]."""
+        config = self.config
+        result = np.zeros((self.n, config.n_ticks), dtype=np.int64)
+        for factor in np.unique(self.factors):
+            chosen = np.nonzero(self.factors == factor)[0]
+            arrivals = config.arrivals if factor == 1.0 else config.arrivals.scaled(float(factor))
+            result[chosen] = arrivals.counts(
+                self.keys[chosen], self.starts[chosen], config.n_ticks
+            )
+        return result
 
     def step(
         self, actions: NDArray[np.int64]

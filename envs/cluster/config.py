@@ -35,6 +35,7 @@ class StreamClusterConfig:
         arrivals: When records arrive.
         starts: First and last tick (included) at which an episode may start in the arrivals;
             equal numbers fix the start.
+        load_factors: Factors of the arrival rate; every episode draws one of them.
         period_s: Time between decisions, seconds.
         horizon_s: Length of an episode, seconds; rounded up to whole periods.
         max_open: Batches that may be open; beyond it records wait uncut.
@@ -49,7 +50,8 @@ class StreamClusterConfig:
     slots: int
     arrivals: ArrivalProcess
     starts: tuple[int, int] = (0, 0)
-    period_s: float = 5.0
+    load_factors: tuple[float, ...] = (1.0,)
+    period_s: float = 2.0
     horizon_s: float = 600.0
     max_open: int = 32
     initial_plan: Plan = field(default_factory=lambda: Plan(parallelism=4, batch_interval_s=2.0))

@@ -16,13 +16,14 @@ from envs.cluster.config import StreamClusterConfig, default_config
 from envs.cluster.viewer import draw_gantt
 from runtime.guards import Cause
 from runtime.plan import Plan
+from runtime.snapshot import Report
 from simulators.cluster.reference import ReferenceCluster
 
 Observation = NDArray[np.float32]
 _RENDER_FPS = 2
 
 
-def _spaces(
+def spaces_of(
     clusters: Clusters,
 ) -> tuple[gymnasium.Space[Observation], gymnasium.Space[Any]]:
     """Return observation and action space of one cluster."""
@@ -73,8 +74,9 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         self.config = config or default_config()
         self.render_mode = render_mode
         self.clusters = Clusters(self.config, 1)
-        self.observation_space, self.action_space = _spaces(self.clusters)
+        self.observation_space, self.action_space = spaces_of(self.clusters)
         self._shadow: ReferenceCluster | None = None
+        self._reports: list[Report] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -83,7 +85,7 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         super().reset(seed=seed)
         observation = self.clusters.reset([self.np_random])
         if self.render_mode:
-            self._shadow = self._start_shadow()
+            self._shadow, self._reports = self._start_shadow(), []
         return observation[0], {}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -92,7 +94,8 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         observation, reward, truncated = self.clusters.step(actions)
         if self._shadow is not None:
             plan = Plan.from_row(self.clusters.plans[0])
-            self._shadow.advance(plan, float(self.clusters.engine.signals[0, 0]))
+            snapshot = self._shadow.advance(plan, float(self.clusters.engine.signals[0, 0]))
+            self._reports += snapshot.reports
         info = {
             "terms": {name: float(term[0]) for name, term in self.clusters.terms.items()},
             "causes": [c.name for c in Cause(int(self.clusters.causes[0]))],
@@ -112,7 +115,7 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         """
         if self._shadow is None:
             return None
-        return draw_gantt(self._shadow, 4.0 * self.config.period_s)
+        return draw_gantt(self._shadow, self._reports, 4.0 * self.config.period_s)
 
     def _start_shadow(self) -> ReferenceCluster:
         """Return an oracle of the running episode: it logs tasks, which the engine does not."""
@@ -120,7 +123,7 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         shadow = ReferenceCluster(
             config.application, config.profile, config.slots, max_open=config.max_open
         )
-        counts = config.arrivals.counts(clusters.keys, clusters.starts, config.n_ticks)[0]
+        counts = clusters.counts()[0]
         shadow.reset(int(clusters.keys[0]), counts, config.arrivals.tick_s, config.initial_plan)
         return shadow
 
@@ -152,7 +155,7 @@ class StreamClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         self.num_envs = num_envs
         self.render_mode = None
         self.clusters = Clusters(self.config, num_envs)
-        self.single_observation_space, self.single_action_space = _spaces(self.clusters)
+        self.single_observation_space, self.single_action_space = spaces_of(self.clusters)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._rngs: list[np.random.Generator] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.snapshot import Report
 from simulators.cluster.reference import ReferenceCluster, TaskLog
 
 INDEPENDENT_COLOUR, DEPENDENT_COLOUR = "#4C78A8", "#F58518"
@@ -21,11 +22,14 @@ def lanes(tasks: list[TaskLog], slots: int) -> list[int]:
     return chosen
 
 
-def draw_gantt(cluster: ReferenceCluster, window_s: float) -> NDArray[np.uint8]:
+def draw_gantt(
+    cluster: ReferenceCluster, reports: list[Report], window_s: float
+) -> NDArray[np.uint8]:
     """Draw the last seconds of a cluster.
 
     Args:
         cluster: Cluster with its task log.
+        reports: All batches that ended since its reset.
         window_s: Length of the time axis, seconds.
 
     Returns:
@@ -49,7 +53,7 @@ def draw_gantt(cluster: ReferenceCluster, window_s: float) -> NDArray[np.uint8]:
     hues = (INDEPENDENT_COLOUR, DEPENDENT_COLOUR)
     names = ("independent", "dependent")
     handles = [Patch(color=hue, label=name) for hue, name in zip(hues, names, strict=True)]
-    top.legend(handles=handles, loc="upper left", ncols=2, fontsize="small", framealpha=0.9)
+    figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize="small")
     top.set(ylabel="slot", ylim=(-0.6, cluster.slots - 0.4), yticks=range(cluster.slots))
     plan = cluster.plan
     top.set_title(
@@ -58,7 +62,9 @@ def draw_gantt(cluster: ReferenceCluster, window_s: float) -> NDArray[np.uint8]:
         fontsize="medium",
     )
     times = np.linspace(max(begin_s, 0.0), cluster.now_s, 200)
-    waiting = [cluster.records_in_system(t) for t in times]
+    end = np.array([report.end_s for report in reports])
+    records = np.array([report.records for report in reports])
+    waiting = [cluster.arrived_until(t)[0] - records[end <= t].sum() for t in times]
     bottom.fill_between(times, waiting, step="post", color="#9D9DA1")
     bottom.set(xlabel="simulated time (s)", ylabel="records\nin system", xlim=(begin_s, end_s))
     bottom.set_ylim(bottom=0)

@@ -1,0 +1,1 @@
+"""Agents: what decides on plans, from constants to learned policies."""
