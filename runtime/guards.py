@@ -18,6 +18,7 @@ from runtime.snapshot import SIGNAL_INDEX, Snapshot
 
 _POOLS, _SHARE, _INDEPENDENT, _DEPENDENT, _PARALLELISM, _INTERVAL, _IDLE, _PER_POOL = range(8)
 _MOVING = (_SHARE, _PARALLELISM, _INTERVAL)
+_WHOLE = np.array([column not in (_SHARE, _INTERVAL) for column in range(len(PLAN_COLUMNS))])
 _REPORTS = SIGNAL_INDEX["reports"]
 _RECORDS = SIGNAL_INDEX["report_records"]
 _PARTS = slice(SIGNAL_INDEX["accumulation_record_s"], SIGNAL_INDEX["processing_record_s"] + 1)
@@ -158,7 +159,7 @@ class Guards:
         finite = np.asarray(np.isfinite(proposed).all(axis=1))
         wanted = np.where(finite[:, None], proposed, self._safe_row)
         causes = np.where(finite, 0, int(Cause.NON_FINITE))
-        rows = np.clip(wanted, self._low, self._high)
+        rows = np.where(_WHOLE, np.rint(wanted), wanted).clip(self._low, self._high)
         causes |= np.where((rows != wanted).any(axis=1), int(Cause.BOUNDS), 0)
         single = rows[:, _POOLS] == Pools.SINGLE
         rows[single, _DEPENDENT] = rows[single, _INDEPENDENT]
