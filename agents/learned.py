@@ -40,6 +40,7 @@ class PPOPreset:
         gae_lambda: Of generalised advantage estimation.
         ent_coef: Weight of the entropy bonus.
         clip_range: Of the policy ratio.
+        log_scale_s: See `ClusterVecEnv`; 0 learns from the reward itself.
         net: Widths of the hidden layers, tanh, separate for policy and value.
     """
 
@@ -52,6 +53,7 @@ class PPOPreset:
     gae_lambda: float = 0.95
     ent_coef: float = 0.002
     clip_range: float = 0.2
+    log_scale_s: float = 0.1
     net: tuple[int, ...] = (64, 64)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
         seed: Seed of network, exploration and clusters.
     """
     clusters = VecNormalize(
-        ClusterVecEnv(config, preset.n_envs), norm_obs=False, gamma=preset.gamma
+        ClusterVecEnv(config, preset.n_envs, preset.log_scale_s), norm_obs=False, gamma=preset.gamma
     )
     rate = preset.learning_rate
     return PPO(

@@ -23,13 +23,19 @@ class ClusterVecEnv(VecEnv):
     trajectory of a single environment seeded s + k.
     """
 
-    def __init__(self, config: StreamClusterConfig, n_envs: int) -> None:
+    render_mode = None
+
+    def __init__(self, config: StreamClusterConfig, n_envs: int, log_scale_s: float = 0.0) -> None:
         """Build the clusters.
 
         Args:
             config: The simulated world.
             n_envs: Number of clusters N.
+            log_scale_s: Above 0, the learner gets -log(1 - reward / log_scale_s) instead of the
+                reward: a relative saving then counts the same in quiet and in crowded times,
+                which would otherwise drown all others. Reported returns keep the true reward.
         """
+        self._log_scale_s = log_scale_s
         self.clusters = Clusters(config, n_envs)
         self._actions = np.zeros((n_envs, len(config.actions.nvec)), dtype=np.int64)
         self._rngs = [seeding.np_random(None)[0] for _ in range(n_envs)]
@@ -67,6 +73,8 @@ class ClusterVecEnv(VecEnv):
                 length = self.clusters.config.steps
                 info["episode"] = {"r": float(self._returns[k]), "l": length, "t": elapsed_s}
             observation = self.reset()
+        if self._log_scale_s > 0.0:
+            reward = -np.log1p(np.maximum(-reward, 0.0) / self._log_scale_s)
         return observation, reward.astype(np.float32), np.full(self.num_envs, over), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
