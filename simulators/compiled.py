@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +44,14 @@ def jit(function: Callable[..., Any]) -> Any:
         return njit(cache=True, error_model="numpy", forceinline=True, _nrt=False)(function)
     finally:
         config.CACHE_DIR = before
+
+
+def bind(function: Any, *arguments: Any) -> Callable[[], Any]:
+    """Return a call of a compiled function with fixed arguments, arrays that change in place.
+
+    At every call numba looks at the types of all arguments again, which for our tuples of arrays
+    takes longer than simulating one cluster for a period. Here it is done once.
+    """
+    typeof: Any = numba.typeof
+    entry = function.compile(tuple(typeof(argument) for argument in arguments))
+    return partial(entry, *arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,8 +15,8 @@ from simulators.cluster.events import apply_plan, run_until
 from simulators.cluster.model import Model, build_model
 from simulators.cluster.profile import Profile
 from simulators.cluster.scheduling import PLACE_MASK, arrival_time, arrived_until
-from simulators.cluster.state import Arrived, State, allocate_state
-from simulators.compiled import jit
+from simulators.cluster.state import BEFORE, Arrived, State, allocate_state
+from simulators.compiled import bind, jit
 
 _N_OWN_SIGNALS = len(SIGNALS) - len(PLAN_COLUMNS)
 assert SIGNALS[_N_OWN_SIGNALS - 1] == "system_record_s"  # _write_signals numbers the columns
@@ -64,7 +66,14 @@ class ClusterEngine:
         self.state = allocate_state(n_envs, self.model, max_open, report_rows)
         self.signals = self.state.signals
         """float64 [N, len(SIGNALS)]; rewritten in place by `reset` and `advance`."""
-        self.arrived = Arrived(np.zeros((n_envs, 2), dtype=np.int64), np.zeros((n_envs, 2)), 1.0)
+        self._plans = np.zeros((n_envs, len(PLAN_COLUMNS)))
+        self._until_s = np.zeros(n_envs)
+        self._receive(Arrived(np.zeros((n_envs, 2), dtype=BEFORE), 1.0))
+
+    def _receive(self, arrived: Arrived) -> None:
+        """Take over the arrays that hold the arrivals."""
+        self.arrived = arrived
+        self._advance = bind(_advance, self._plans, self._until_s, arrived, self.model, self.state)
 
     def reset(
         self,
@@ -95,14 +104,14 @@ class ClusterEngine:
         if counts.size and counts.min() < 0:
             raise ValueError("counts holds a negative number of records")
         n_ticks = counts.shape[1]
-        if self.arrived.records.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
+        if self.arrived.before.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
             if len(chosen) != self.n_envs:
                 raise ValueError(
                     f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
                     "environments'; reset them all together"
                 )
             shape = (self.n_envs, n_ticks + 1)
-            self.arrived = Arrived(np.zeros(shape, dtype=np.int64), np.zeros(shape), tick_s)
+            self._receive(Arrived(np.zeros(shape, dtype=BEFORE), tick_s))
         for table in (self.state.cluster, self.state.pool):
             table[chosen] = np.zeros((), dtype=table.dtype)
         _load_arrivals(chosen, counts, self.arrived)
@@ -119,9 +128,23 @@ class ClusterEngine:
             until_s: float64 [N], end of the period, seconds; not before the present time.
 
         Raises:
+            ValueError: Shapes that do not match, or a time before the present one.
             RuntimeError: More batches ended in a period than `report_rows` can hold.
         """
-        lost = _advance(plans, until_s, self.arrived, self.model, self.state)
+        if plans.shape != self._plans.shape or until_s.shape != self._until_s.shape:
+            raise ValueError(
+                f"plans {plans.shape} and until_s {until_s.shape} do not fit; expected "
+                f"{self._plans.shape} and {self._until_s.shape}"
+            )
+        self._plans[:] = plans
+        self._until_s[:] = until_s
+        lost = self._advance()
+        if lost < 0:
+            env = -1 - lost
+            now_s = self.state.cluster["now_s"][env, 0]
+            raise ValueError(
+                f"until_s[{env}] is {until_s[env]}; expected finite seconds, not before {now_s}"
+            )
         if lost:
             raise RuntimeError(
                 f"{lost} reports of one period did not fit; raise report_rows "
@@ -165,19 +188,21 @@ def _view(e: int, state: State) -> State:
 
 @jit
 def _own_arrivals(e: int, arrived: Arrived) -> Arrived:
-    return Arrived(arrived.records[e], arrived.time_sum[e], arrived.tick_s)
+    return Arrived(arrived.before[e], arrived.tick_s)
 
 
 @jit
 def _load_arrivals(envs: NDArray[np.int64], counts: NDArray[np.int64], arrived: Arrived) -> None:
     for i in range(len(envs)):
-        count, time_sum = arrived.records[envs[i]], arrived.time_sum[envs[i]]
-        count[0] = 0
-        time_sum[0] = 0.0
-        for tick in range(counts.shape[1]):
-            n = counts[i, tick]
-            count[tick + 1] = count[tick] + n
-            time_sum[tick + 1] = time_sum[tick] + n * ((tick + 0.5) * arrived.tick_s)
+        rows = arrived.before[envs[i]]
+        records, arrival_sum = 0, 0.0
+        for tick in range(len(rows)):
+            rows[tick].records = records
+            rows[tick].arrival_sum = arrival_sum
+            if tick < counts.shape[1]:
+                n = counts[i, tick]
+                records += n
+                arrival_sum += n * ((tick + 0.5) * arrived.tick_s)
 
 
 @jit
@@ -213,10 +238,15 @@ def _advance(
     model: Model,
     state: State,
 ) -> int:
-    """Advance all environments; return how many reports were lost for lack of room."""
+    """Advance all environments; return how many reports were lost for lack of room.
+
+    -1 - e means that the time of environment e is wrong.
+    """
     lost = 0
     for e in range(len(until_s)):
         s, own = _view(e, state), _own_arrivals(e, arrived)
+        if not 0.0 <= until_s[e] - s.cluster[0].now_s < math.inf:
+            return -1 - e
         if _take_over(plans[e], s):
             apply_plan(plans[e], own, model, s)
         start_s, left = s.cluster[0].now_s, s.cluster[0].out_records + s.cluster[0].failed_records

@@ -22,10 +22,10 @@ from simulators.cluster.scheduling import (
     admit_all,
     arrival_time,
     arrived_until,
+    close_gap,
     fill_slots,
     make_ready,
     make_runnable,
-    pop_task,
     push_ended,
     remove_entry,
     unsigned,
@@ -280,7 +280,8 @@ def end_stage(stage_place: int, fails: int, arrived: Arrived, model: Model, s: S
 @jit
 def end_task(arrived: Arrived, model: Model, s: State) -> bool:
     """End the task that ends first; return whether more changed than that a slot is free."""
-    key = pop_task(s)
+    key = s.task[0].key
+    s.cluster[0].gap = 1
     fails = key & 1
     stage_place = (key >> 2) & PLACE_MASK
     run = s.stage[unsigned(stage_place)]
@@ -313,6 +314,7 @@ def run_until(arrived: Arrived, model: Model, s: State) -> None:
             admit_all(model, s)
         # Before the last event no further task could start, so one free slot is for one task.
         fill_slots(model.slots if changed else 1, model, s)
+        close_gap(s)
         task_s = s.task[0].end_s if cluster.running_tasks > 0 else math.inf
         event_s = min(task_s, cluster.next_cut_s)
         pass_time(min(event_s, end_s), s)

@@ -34,73 +34,104 @@ def unsigned(index: int) -> Any:
 def arrived_until(time_s: float, arrived: Arrived) -> tuple[int, float]:
     """Return how many records have arrived by a time, and the sum of their arrival times."""
     tick_s = arrived.tick_s
-    tick = min(int(time_s / tick_s), len(arrived.records) - 2)
-    before = arrived.records[unsigned(tick)]
-    in_tick = arrived.records[unsigned(tick + 1)] - before
+    tick = min(int(time_s / tick_s), len(arrived.before) - 2)
+    before = arrived.before[unsigned(tick)]
+    in_tick = arrived.before[unsigned(tick + 1)].records - before.records
     share = time_s / tick_s - tick
     here = min(int(in_tick * share + 0.5), in_tick)
-    time_sum = arrived.time_sum[unsigned(tick)]
+    time_sum = before.arrival_sum
     if here > 0:
         time_sum += here * (tick * tick_s) + tick_s * (here * here) / (2.0 * in_tick)
-    return before + here, time_sum
+    return before.records + here, time_sum
 
 
 @jit
 def arrival_time(record: int, tick: int, arrived: Arrived) -> tuple[float, int]:
     """Return when a record arrives and its tick, searching from a tick at or before it."""
-    last = len(arrived.records) - 2
-    while tick <= last and arrived.records[unsigned(tick + 1)] <= record:
+    last = len(arrived.before) - 2
+    while tick <= last and arrived.before[unsigned(tick + 1)].records <= record:
         tick += 1
     if tick > last:
         return math.inf, last
-    before = arrived.records[unsigned(tick)]
-    in_tick = arrived.records[unsigned(tick + 1)] - before
+    before = arrived.before[unsigned(tick)].records
+    in_tick = arrived.before[unsigned(tick + 1)].records - before
     return (tick + (record - before + 0.5) / in_tick) * arrived.tick_s, tick
 
 
 @jit
-def push_task(end_s: float, key: int, s: State) -> None:
-    """Add a task that started last to the heap ordered by (end, key)."""
-    i = s.cluster[0].running_tasks
-    s.cluster[0].running_tasks += 1
+def ends_before(a: Any, b: Any) -> Any:
+    """Return whether a task ends before another; no branches, as nothing could predict them."""
+    return (a.end_bits < b.end_bits) | ((a.end_bits == b.end_bits) & (a.key < b.key))
+
+
+@jit
+def move_task(source: int, target: int, s: State) -> None:
+    """Copy a task to another place of the heap."""
+    old, new = s.task[unsigned(source)], s.task[unsigned(target)]
+    new.end_bits = old.end_bits
+    new.key = old.key
+
+
+@jit
+def sift_up(s: State) -> None:
+    """Move the last task of the heap, which started last, to where it belongs."""
+    i = nb.int64(s.cluster[0].running_tasks) - 1
+    end_bits, key = s.task[unsigned(i)].end_bits, s.task[unsigned(i)].key
     while i > 0:
         above = (i - 1) >> 1
-        parent = s.task[unsigned(above)]
-        if parent.end_s <= end_s:  # among equals it has the highest key
+        if s.task[unsigned(above)].end_bits <= end_bits:  # among equals it has the highest key
             break
-        place = s.task[unsigned(i)]
-        place.end_s = parent.end_s
-        place.key = parent.key
+        move_task(above, i, s)
         i = above
     place = s.task[unsigned(i)]
-    place.end_s = end_s
+    place.end_bits = end_bits
     place.key = key
 
 
 @jit
-def pop_task(s: State) -> int:
-    """Remove the task that ends first and return its key."""
-    first: int = s.task[0].key
-    n = s.cluster[0].running_tasks - 1
-    s.cluster[0].running_tasks = n
-    end_s, key = s.task[unsigned(n)].end_s, s.task[unsigned(n)].key
-    i = 0
-    while 2 * i + 1 < n:
-        below = 2 * i + 1
-        # The right child may be place n: the very task that is to be placed.
-        left, right = s.task[unsigned(below)], s.task[unsigned(below + 1)]
-        below += (right.end_s < left.end_s) | ((right.end_s == left.end_s) & (right.key < left.key))
+def sift_down(s: State) -> None:
+    """Move the first task of the heap to where it belongs."""
+    n = nb.int64(s.cluster[0].running_tasks)
+    end_bits, key = s.task[0].end_bits, s.task[0].key
+    i, below = 0, 1
+    while below < n:
+        if below + 1 < n:
+            below += ends_before(s.task[unsigned(below + 1)], s.task[unsigned(below)])
         child = s.task[unsigned(below)]
-        if end_s < child.end_s or (end_s == child.end_s and key <= child.key):
+        if end_bits < child.end_bits or (end_bits == child.end_bits and key < child.key):
             break
-        place = s.task[unsigned(i)]
-        place.end_s = child.end_s
-        place.key = child.key
-        i = below
+        move_task(below, i, s)
+        i, below = below, 2 * below + 1
     place = s.task[unsigned(i)]
+    place.end_bits = end_bits
+    place.key = key
+
+
+@jit
+def add_task(end_s: float, key: int, s: State) -> None:
+    """Put a task that starts now into the heap, at first in the place of one that has ended."""
+    cluster = s.cluster[0]
+    gap = cluster.gap
+    place = s.task[unsigned(0 if gap else cluster.running_tasks)]
     place.end_s = end_s
     place.key = key
-    return first
+    if gap:
+        cluster.gap = 0
+        sift_down(s)
+    else:
+        cluster.running_tasks += 1
+        sift_up(s)
+
+
+@jit
+def close_gap(s: State) -> None:
+    """Fill the place of a task that ended with the last one of the heap."""
+    cluster = s.cluster[0]
+    if cluster.gap:
+        cluster.gap = 0
+        cluster.running_tasks -= 1
+        move_task(cluster.running_tasks, 0, s)
+        sift_down(s)
 
 
 @jit
@@ -257,7 +288,7 @@ def start_task(klass: int, i: int, model: Model, s: State) -> None:
     batch.busy_s[unsigned(klass)] += took
     heap_key = (cluster.launches << KEY_SHIFT) | (place << 2) | (klass << 1) | fails
     cluster.launches += 1
-    push_task(cluster.now_s + took, heap_key, s)
+    add_task(cluster.now_s + took, heap_key, s)
     if row.unstarted == 0:
         remove_entry(s.task_set[unsigned(klass)], pool.task_sets, i)
         pool.task_sets -= 1
@@ -325,7 +356,8 @@ def serve_next(s: State) -> tuple[int, int]:
         return -1, 0
     both = have_0 and have_1
     if both and pools == SINGLE:
-        return single_queue(first.policy, s)
+        found: tuple[int, int] = single_queue(first.policy, s)
+        return found
     klass: int = soft_class(s) if both and pools == SOFT else int(have_1)
     policy = first.policy if pools == SINGLE else s.pool[unsigned(klass)].policy
     return klass, pick_task_set(klass, policy, s)

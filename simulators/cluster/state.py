@@ -26,7 +26,8 @@ CLUSTER = np.dtype(
         ("key", np.uint64),  # random key of the environment
         ("launches", np.int64),  # tasks started so far
         ("running_tasks", np.uint32),  # length of the heap
-        ("tasks_ended", np.int32),  # in the period
+        ("gap", np.int32),  # whether the first task of the heap has ended
+        ("tasks_ended", np.int64),  # in the period
         ("pools", np.int32),
         ("parallelism", np.int64),
         ("per_pool", np.int32),
@@ -115,12 +116,19 @@ STAGE_RUN = np.dtype(
     align=True,
 )
 TASK = np.dtype(
-    [
-        ("end_s", np.float64),
-        ("key", np.int64),  # launch number << KEY_SHIFT | stage place << 2 | class << 1 | fails
-    ],
-    align=True,
+    {
+        "names": ["end_s", "end_bits", "key"],
+        "formats": [np.float64, np.int64, np.int64],
+        "offsets": [0, 0, 8],
+        "itemsize": 16,
+    }
 )
+"""A running task. Key: launch number << KEY_SHIFT | stage place << 2 | class << 1 | fails. The end
+is read as a time and as the integer of the same bits: no time is negative, so both have the same
+order, and integers are compared faster."""
+
+
+BEFORE = np.dtype([("records", np.int64), ("arrival_sum", np.float64)], align=True)
 
 
 class State(NamedTuple):
@@ -167,13 +175,11 @@ class Arrived(NamedTuple):
     """Arrivals of all environments, or of one without the first axis.
 
     Attributes:
-        records: int64 [N, n_ticks + 1], records that arrived before each tick.
-        time_sum: float64 [N, n_ticks + 1], sum of their arrival times, seconds.
+        before: BEFORE [N, n_ticks + 1], what arrived before each tick.
         tick_s: Length of a tick, seconds.
     """
 
-    records: NDArray[np.int64]
-    time_sum: NDArray[np.float64]
+    before: Any
     tick_s: float
 
 
