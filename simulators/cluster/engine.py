@@ -16,7 +16,7 @@ from simulators.cluster.model import Model, build_model
 from simulators.cluster.profile import Profile
 from simulators.cluster.scheduling import PLACE_MASK, arrival_time, arrived_until
 from simulators.cluster.state import BEFORE, Arrived, State, allocate_state
-from simulators.compiled import bind, jit
+from simulators.compiled import bind, inner, jit
 
 _N_OWN_SIGNALS = len(SIGNALS) - len(PLAN_COLUMNS)
 assert SIGNALS[_N_OWN_SIGNALS - 1] == "system_record_s"  # _write_signals numbers the columns
@@ -166,7 +166,7 @@ class ClusterEngine:
         )
 
 
-@jit
+@inner
 def _view(e: int, state: State) -> State:
     """Return the views of one environment."""
     return State(
@@ -186,7 +186,7 @@ def _view(e: int, state: State) -> State:
     )
 
 
-@jit
+@inner
 def _own_arrivals(e: int, arrived: Arrived) -> Arrived:
     return Arrived(arrived.before[e], arrived.tick_s)
 
@@ -257,7 +257,7 @@ def _advance(
     return lost
 
 
-@jit
+@inner
 def _take_over(plan: NDArray[np.float64], s: State) -> bool:
     """Store a plan row as the one in force and return whether it is another one."""
     changed = False
@@ -268,7 +268,7 @@ def _take_over(plan: NDArray[np.float64], s: State) -> bool:
     return changed
 
 
-@jit
+@inner
 def _start_period(until_s: float, s: State) -> None:
     """Set what counts from decision to decision to 0."""
     cluster = s.cluster[0]
@@ -285,7 +285,7 @@ def _start_period(until_s: float, s: State) -> None:
     s.pool[1].busy_s = 0.0
 
 
-@jit
+@inner
 def _write_signals(start_s: float, left: int, arrived: Arrived, s: State) -> None:
     """Write the signals of a period (columns: SIGNALS up to the plan)."""
     cluster, out = s.cluster[0], s.signals

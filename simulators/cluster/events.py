@@ -31,10 +31,10 @@ from simulators.cluster.scheduling import (
     unsigned,
 )
 from simulators.cluster.state import Arrived, State
-from simulators.compiled import jit
+from simulators.compiled import inner
 
 
-@jit
+@inner
 def schedule_idle_cut(arrived: Arrived, s: State) -> None:
     """Set the next cut of a plan with an idle trigger."""
     cluster = s.cluster[0]
@@ -46,7 +46,7 @@ def schedule_idle_cut(arrived: Arrived, s: State) -> None:
     cluster.next_cut_s = max(due_s, cluster.now_s)
 
 
-@jit
+@inner
 def cut_batch(arrived: Arrived, model: Model, s: State) -> None:
     """Cut the waiting records into a batch; without records or room only the timer goes on."""
     cluster = s.cluster[0]
@@ -66,7 +66,7 @@ def cut_batch(arrived: Arrived, model: Model, s: State) -> None:
         schedule_idle_cut(arrived, s)
 
 
-@jit
+@inner
 def open_batch(count: int, time_sum: float, arrived: Arrived, s: State) -> None:
     """Take a ring place for the records up to `count` and link it as the youngest batch."""
     cluster = s.cluster[0]
@@ -101,7 +101,7 @@ def open_batch(count: int, time_sum: float, arrived: Arrived, s: State) -> None:
     cluster.cut_arrival_sum = time_sum
 
 
-@jit
+@inner
 def start_jobs(model: Model, s: State) -> None:
     """Create the jobs of the youngest batch; those that wait for nothing become ready."""
     place = nb.int64(s.cluster[0].tail)
@@ -126,7 +126,7 @@ def start_jobs(model: Model, s: State) -> None:
             make_ready(job_place, model, s)
 
 
-@jit
+@inner
 def stop_waiting(job_place: int, model: Model, s: State) -> None:
     """Take away one thing that a job waits for."""
     run = s.job[unsigned(job_place)]
@@ -135,7 +135,7 @@ def stop_waiting(job_place: int, model: Model, s: State) -> None:
         make_ready(job_place, model, s)
 
 
-@jit
+@inner
 def end_job(job_place: int, arrived: Arrived, model: Model, s: State) -> None:
     """End a job (done, failed or cancelled) and its batch with the last one."""
     place = job_place >> model.job_bits
@@ -159,7 +159,7 @@ def end_job(job_place: int, arrived: Arrived, model: Model, s: State) -> None:
             schedule_idle_cut(arrived, s)
 
 
-@jit
+@inner
 def end_batch(place: int, s: State) -> None:
     """Count a finished batch and free its ring place."""
     cluster, batch = s.cluster[0], s.batch[unsigned(place)]
@@ -190,7 +190,7 @@ def end_batch(place: int, s: State) -> None:
     write_report(place, s)
 
 
-@jit
+@inner
 def write_report(place: int, s: State) -> None:
     """Write the report row of a batch that ends now (columns: REPORT_COLUMNS)."""
     i = s.cluster[0].reports
@@ -215,7 +215,7 @@ def write_report(place: int, s: State) -> None:
     s.cluster[0].reports = i + 1
 
 
-@jit
+@inner
 def fail_job(job_place: int, klass: int, model: Model, s: State) -> None:
     """Mark a job as failed and drop its unstarted tasks; running ones go on to their end."""
     place = job_place >> model.job_bits
@@ -236,7 +236,7 @@ def fail_job(job_place: int, klass: int, model: Model, s: State) -> None:
         pool.task_sets -= 1
 
 
-@jit
+@inner
 def job_tasks_running(job_place: int, model: Model, s: State) -> int:
     """Return how many tasks of a job are running."""
     place = job_place >> model.job_bits
@@ -247,7 +247,7 @@ def job_tasks_running(job_place: int, model: Model, s: State) -> int:
     return total
 
 
-@jit
+@inner
 def end_stage(stage_place: int, fails: int, arrived: Arrived, model: Model, s: State) -> None:
     """Act on the end of the last task of a stage, or of one that fails its job."""
     place = stage_place >> model.stage_bits
@@ -277,7 +277,7 @@ def end_stage(stage_place: int, fails: int, arrived: Arrived, model: Model, s: S
     s.cluster[0].ending = 0
 
 
-@jit
+@inner
 def end_task(arrived: Arrived, model: Model, s: State) -> bool:
     """End the task that ends first; return whether more changed than that a slot is free."""
     key = s.task[0].key
@@ -294,7 +294,7 @@ def end_task(arrived: Arrived, model: Model, s: State) -> bool:
     return True
 
 
-@jit
+@inner
 def pass_time(until_s: float, s: State) -> None:
     """Set the clock and count the slot-seconds of both pools."""
     elapsed_s = until_s - s.cluster[0].now_s
@@ -303,7 +303,7 @@ def pass_time(until_s: float, s: State) -> None:
     s.cluster[0].now_s = until_s
 
 
-@jit
+@inner
 def run_until(arrived: Arrived, model: Model, s: State) -> None:
     """Process all events up to the end of the period."""
     cluster = s.cluster[0]
@@ -327,7 +327,7 @@ def run_until(arrived: Arrived, model: Model, s: State) -> None:
             cut_batch(arrived, model, s)
 
 
-@jit
+@inner
 def apply_plan(plan: NDArray[np.float64], arrived: Arrived, model: Model, s: State) -> None:
     """Take over a plan row (columns: PLAN_COLUMNS)."""
     cluster = s.cluster[0]
@@ -349,7 +349,7 @@ def apply_plan(plan: NDArray[np.float64], arrived: Arrived, model: Model, s: Sta
         cluster.next_cut_s = max(cluster.now_s, cluster.last_cut_s + cluster.interval_s)
 
 
-@jit
+@inner
 def set_targets(share: float, model: Model, s: State) -> None:
     """Divide the slots between two hard pools (the rule of `runtime.plan.hard_slots`)."""
     dependent = 0

@@ -13,7 +13,7 @@ from runtime.plan import Policy, Pools
 from simulators.cluster import state as st
 from simulators.cluster.model import Model
 from simulators.cluster.state import Arrived, State
-from simulators.compiled import jit
+from simulators.compiled import inner
 from simulators.noise import uniform
 
 SINGLE, HARD, SOFT = map(int, Pools)  # numba wants plain numbers
@@ -24,13 +24,13 @@ PLACE_MASK = (1 << PLACE_BITS) - 1
 KEY_SHIFT = PLACE_BITS + 2
 
 
-@jit
+@inner
 def unsigned(index: int) -> Any:
     """Return an index as what it is: numba would wrap a signed one around at every access."""
     return nb.uint32(index)
 
 
-@jit
+@inner
 def arrived_until(time_s: float, arrived: Arrived) -> tuple[int, float]:
     """Return how many records have arrived by a time, and the sum of their arrival times."""
     tick_s = arrived.tick_s
@@ -45,7 +45,7 @@ def arrived_until(time_s: float, arrived: Arrived) -> tuple[int, float]:
     return before.records + here, time_sum
 
 
-@jit
+@inner
 def arrival_time(record: int, tick: int, arrived: Arrived) -> tuple[float, int]:
     """Return when a record arrives and its tick, searching from a tick at or before it."""
     last = len(arrived.before) - 2
@@ -58,13 +58,13 @@ def arrival_time(record: int, tick: int, arrived: Arrived) -> tuple[float, int]:
     return (tick + (record - before + 0.5) / in_tick) * arrived.tick_s, tick
 
 
-@jit
+@inner
 def ends_before(a: Any, b: Any) -> Any:
     """Return whether a task ends before another; no branches, as nothing could predict them."""
     return (a.end_bits < b.end_bits) | ((a.end_bits == b.end_bits) & (a.key < b.key))
 
 
-@jit
+@inner
 def move_task(source: int, target: int, s: State) -> None:
     """Copy a task to another place of the heap."""
     old, new = s.task[unsigned(source)], s.task[unsigned(target)]
@@ -72,7 +72,7 @@ def move_task(source: int, target: int, s: State) -> None:
     new.key = old.key
 
 
-@jit
+@inner
 def sift_up(s: State) -> None:
     """Move the last task of the heap, which started last, to where it belongs."""
     i = nb.int64(s.cluster[0].running_tasks) - 1
@@ -88,7 +88,7 @@ def sift_up(s: State) -> None:
     place.key = key
 
 
-@jit
+@inner
 def sift_down(s: State) -> None:
     """Move the first task of the heap to where it belongs."""
     n = nb.int64(s.cluster[0].running_tasks)
@@ -107,7 +107,7 @@ def sift_down(s: State) -> None:
     place.key = key
 
 
-@jit
+@inner
 def add_task(end_s: float, key: int, s: State) -> None:
     """Put a task that starts now into the heap, at first in the place of one that has ended."""
     cluster = s.cluster[0]
@@ -123,7 +123,7 @@ def add_task(end_s: float, key: int, s: State) -> None:
         sift_up(s)
 
 
-@jit
+@inner
 def close_gap(s: State) -> None:
     """Fill the place of a task that ended with the last one of the heap."""
     cluster = s.cluster[0]
@@ -134,7 +134,7 @@ def close_gap(s: State) -> None:
         sift_down(s)
 
 
-@jit
+@inner
 def insert_ordered(queue: NDArray[np.int64], length: int, entry: int) -> None:
     """Insert into a queue kept in ascending order; later entries mostly belong at its end."""
     i = length
@@ -144,7 +144,7 @@ def insert_ordered(queue: NDArray[np.int64], length: int, entry: int) -> None:
     queue[unsigned(i)] = entry
 
 
-@jit
+@inner
 def remove_entry(queue: NDArray[np.int64], length: int, i: int) -> None:
     """Remove entry i of a queue, keeping the order."""
     while i + 1 < length:
@@ -152,7 +152,7 @@ def remove_entry(queue: NDArray[np.int64], length: int, i: int) -> None:
         i += 1
 
 
-@jit
+@inner
 def make_runnable(place: int, klass: int, model: Model, s: State) -> None:
     """Turn a stage whose parents have ended into a task set."""
     batch = s.batch[unsigned(place >> model.stage_bits)]
@@ -174,14 +174,14 @@ def make_runnable(place: int, klass: int, model: Model, s: State) -> None:
     pool.queued += tasks
 
 
-@jit
+@inner
 def push_ended(job_place: int, s: State) -> None:
     """Note a job that ends at this instant; they end in the order in which they were noted."""
     s.ending[s.cluster[0].ending] = job_place
     s.cluster[0].ending += 1
 
 
-@jit
+@inner
 def make_ready(job_place: int, model: Model, s: State) -> None:
     """Queue a job that waits for nothing but a token, or end it at once if it is cancelled."""
     if s.job[unsigned(job_place)].failed:
@@ -195,7 +195,7 @@ def make_ready(job_place: int, model: Model, s: State) -> None:
     pool.ready += 1
 
 
-@jit
+@inner
 def admit(klass: int, model: Model, s: State) -> None:
     """Give the first ready job of a class a token and make its root stages runnable."""
     queue, pool = s.ready[unsigned(klass)], s.pool[unsigned(klass)]
@@ -217,7 +217,7 @@ def admit(klass: int, model: Model, s: State) -> None:
             make_runnable(place << model.stage_bits | nb.int64(stage), klass, model, s)
 
 
-@jit
+@inner
 def next_class(s: State) -> int:
     """Return the class whose first ready job is admitted next, -1 if none may be.
 
@@ -238,7 +238,7 @@ def next_class(s: State) -> int:
     return 0 if have_0 else -1
 
 
-@jit
+@inner
 def admit_all(model: Model, s: State) -> None:
     """Admit ready jobs while tokens last."""
     klass = next_class(s)
@@ -247,7 +247,7 @@ def admit_all(model: Model, s: State) -> None:
         klass = next_class(s)
 
 
-@jit
+@inner
 def attempt_s(records: int, tables: Any, busy: int, draw: float, model: Model) -> float:
     """Return the time of one attempt of a task, given a uniform draw for its residual."""
     residual = model.residual[unsigned(tables.residual + int(draw * tables.residual_size))]
@@ -256,7 +256,7 @@ def attempt_s(records: int, tables: Any, busy: int, draw: float, model: Model) -
     return took_s
 
 
-@jit
+@inner
 def start_task(klass: int, i: int, model: Model, s: State) -> None:
     """Start the next task of the i-th task set of a class; a failed attempt is repeated at once."""
     cluster, pool = s.cluster[0], s.pool[unsigned(klass)]
@@ -294,14 +294,14 @@ def start_task(klass: int, i: int, model: Model, s: State) -> None:
         pool.task_sets -= 1
 
 
-@jit
+@inner
 def running_tasks(entry: int, s: State) -> int:
     """Return how many tasks of a task set are running."""
     running: int = s.stage[unsigned(entry & PLACE_MASK)].running
     return running
 
 
-@jit
+@inner
 def pick_task_set(klass: int, policy: int, s: State) -> int:
     """Return the row of the task set that a pool serves next: first, or fewest running tasks."""
     if policy != FAIR:
@@ -317,7 +317,7 @@ def pick_task_set(klass: int, policy: int, s: State) -> int:
     return best
 
 
-@jit
+@inner
 def soft_class(s: State) -> int:
     """Return the class whose pool is furthest below its weight (both have task sets)."""
     share = s.cluster[0].share
@@ -328,7 +328,7 @@ def soft_class(s: State) -> int:
     return 1 if s.pool[1].busy * share <= s.pool[0].busy * (1.0 - share) else 0
 
 
-@jit
+@inner
 def single_queue(policy: int, s: State) -> tuple[int, int]:
     """Return class and row of the task set that one common queue serves next."""
     first = pick_task_set(0, policy, s)
@@ -343,7 +343,7 @@ def single_queue(policy: int, s: State) -> tuple[int, int]:
     return (0, first) if a < b else (1, second)
 
 
-@jit
+@inner
 def serve_next(s: State) -> tuple[int, int]:
     """Return class and row of the task set that gets the next slot; class -1 if none may."""
     pools, first, second = s.cluster[0].pools, s.pool[0], s.pool[1]
@@ -363,7 +363,7 @@ def serve_next(s: State) -> tuple[int, int]:
     return klass, pick_task_set(klass, policy, s)
 
 
-@jit
+@inner
 def fill_slots(limit: int, model: Model, s: State) -> None:
     """Start up to `limit` tasks while a slot is free for one."""
     for _ in range(limit):
