@@ -119,16 +119,16 @@ class Plan:
         Raises:
             ValueError: A value is outside its range.
         """
-        value = dict(zip(PLAN_COLUMNS, row.tolist(), strict=True))
+        pools, share, first, second, parallelism, interval_s, idle, per_pool = row.tolist()
         return cls(
-            pools=Pools(int(value["pools"])),
-            share=value["share"],
-            independent_policy=Policy(int(value["independent_policy"])),
-            dependent_policy=Policy(int(value["dependent_policy"])),
-            parallelism=int(value["parallelism"]),
-            batch_interval_s=value["batch_interval_s"],
-            idle_batches=int(value["idle_batches"]),
-            per_pool_parallelism=bool(value["per_pool_parallelism"]),
+            pools=Pools(int(pools)),
+            share=share,
+            independent_policy=Policy(int(first)),
+            dependent_policy=Policy(int(second)),
+            parallelism=int(parallelism),
+            batch_interval_s=interval_s,
+            idle_batches=int(idle),
+            per_pool_parallelism=bool(per_pool),
             version=version,
         )
 
@@ -169,6 +169,8 @@ def _enum_member(kind: type[Pools] | type[Policy], field: str, value: object) ->
             names = [name.lower() for name in kind.__members__]
             raise ValueError(f"plan.{field} is {value!r}; expected one of {names}")
         return member
+    if not isinstance(value, int):
+        raise ValueError(f"plan.{field} is {value!r}; expected a name or a number")
     return kind(value)
 
 

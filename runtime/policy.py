@@ -28,7 +28,7 @@ from safetensors.numpy import save as save_tensors
 from runtime.cluster.actions import ActionCodec, action_codec
 from runtime.cluster.observation import ClusterCodec, ObservationScale
 from runtime.guards import GuardLimits
-from runtime.plan import Plan
+from runtime.plan import PLAN_COLUMNS, Plan
 from runtime.snapshot import Snapshot
 
 FORMAT_VERSION = 1
@@ -227,7 +227,11 @@ class BundlePolicy:
         """Prepare for the first snapshot."""
         self.bundle = bundle
         self._codec = ClusterCodec(bundle.scale)
-        self._ends = np.cumsum(bundle.actions.nvec)[:-1].tolist()
+        nvec = bundle.actions.nvec
+        dimension = np.repeat(np.arange(len(nvec)), nvec)
+        choice = np.concatenate([np.arange(n) for n in nvec])
+        self._padded = np.full((len(nvec), max(nvec)), -np.inf, dtype=np.float32)
+        self._place = dimension * max(nvec) + choice
 
     @property
     def name(self) -> str:
@@ -245,10 +249,12 @@ class BundlePolicy:
             return policy
         preferences = policy(self._codec.encode(snapshot.signals[None])[0])
         choice = self.choose(preferences)
-        row = self.bundle.actions.decode(choice[None], snapshot.plan.to_row()[None])[0]
+        current = snapshot.signals[None, -len(PLAN_COLUMNS) :]
+        row = self.bundle.actions.decode(choice[None], current)[0]
         return Plan.from_row(row)
 
     def choose(self, preferences: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return the most preferred choice per dimension, int64 [len(nvec)]."""
-        parts = np.split(preferences, self._ends)
-        return np.array([int(part.argmax()) for part in parts], dtype=np.int64)
+        self._padded.flat[self._place] = preferences
+        choice: NDArray[np.int64] = self._padded.argmax(axis=1)
+        return choice

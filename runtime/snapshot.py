@@ -8,6 +8,7 @@ definition; the objects name their columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ SIGNALS: tuple[str, ...] = (
     "processing_record_s",  # sum over their records: end - start
     "busy_independent_s",  # slot-seconds used in the period
     "busy_dependent_s",
-    "tasks_ended",  # task attempts ended in the period
+    "tasks_ended",  # tasks ended in the period (a repeated attempt belongs to its task)
     "system_record_s",  # integral over the period of the number of records in the system
     *PLAN_COLUMNS,  # the plan in force
 )
@@ -123,8 +124,9 @@ class Report:
     def from_row(cls, row: NDArray[np.float64]) -> Report:
         """Build a report from a row of shape [len(REPORT_COLUMNS)]."""
         whole = {"batch", "plan_version", "records", "first_record", "tasks", "failed_jobs"}
-        values = dict(zip(REPORT_COLUMNS, row.tolist(), strict=True))
-        return cls(**{k: int(v) if k in whole else v for k, v in values.items()})
+        pairs = zip(REPORT_COLUMNS, row.tolist(), strict=True)
+        values: dict[str, Any] = {k: int(v) if k in whole else v for k, v in pairs}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)

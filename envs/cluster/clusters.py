@@ -94,9 +94,7 @@ class Clusters:
         for factor in np.unique(self.factors):
             chosen = np.nonzero(self.factors == factor)[0]
             arrivals = config.arrivals if factor == 1.0 else config.arrivals.scaled(float(factor))
-            result[chosen] = arrivals.counts(
-                self.keys[chosen], self.starts[chosen], config.n_ticks
-            )
+            result[chosen] = arrivals.counts(self.keys[chosen], self.starts[chosen], config.n_ticks)
         return result
 
     def step(

@@ -29,7 +29,7 @@ def spaces_of(
     """Return observation and action space of one cluster."""
     nvec = clusters.config.actions.nvec
     size = (clusters.codec.size,)
-    box: gymnasium.Space[Observation] = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)  # type: ignore[assignment]
+    box: gymnasium.Space[Observation] = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)
     if len(nvec) == 1:
         return box, gymnasium.spaces.Discrete(nvec[0])
     return box, gymnasium.spaces.MultiDiscrete(np.array(nvec))

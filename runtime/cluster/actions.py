@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.plan import PLAN_COLUMNS, Plan, Policy, Pools
+
+_FIELD_COLUMNS = np.arange(len(PLAN_COLUMNS) - 1)
+"""All columns but the last: parallelism per pool is not a choice."""
 
 MAX_LISTED = 64
 """Longest list of plans or moves: the largest Discrete space on offer."""
@@ -112,9 +116,16 @@ class FieldActions:
     ) -> NDArray[np.float64]:
         """Return the chosen levels; see `ActionCodec`."""
         rows = np.zeros((len(actions), len(PLAN_COLUMNS)))
-        for column, levels in enumerate(self._levels()):
-            rows[:, column] = np.asarray(levels, dtype=np.float64)[actions[:, column]]
+        rows[:, :-1] = self._table[_FIELD_COLUMNS, actions]
         return rows
+
+    @cached_property
+    def _table(self) -> NDArray[np.float64]:
+        """Levels of every field, float64 [fields, most levels], filled up with zeros."""
+        table = np.zeros((len(self.nvec), max(self.nvec)))
+        for row, levels in zip(table, self._levels(), strict=True):
+            row[: len(levels)] = levels
+        return table
 
     def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return all True: every combination is a plan."""

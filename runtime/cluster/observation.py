@@ -184,12 +184,14 @@ class ClusterCodec:
         self.layout = _entries(scale)
         high = np.array([entry.high for entry in self.layout])
         step = np.array([entry.log_step for entry in self.layout])
-        self._is_log = np.nonzero(step > 0)[0]
-        self._multiplier = 1.0 / np.where(step > 0, step, high)
-        self._log_gain = 1.0 / np.log1p(high[self._is_log] / step[self._is_log])
+        self._is_log = step > 0
+        divisor = np.where(self._is_log, step, high)
+        self._multiplier = 1.0 / divisor
+        self._gain = np.where(self._is_log, 1.0 / np.log1p(high / divisor), 1.0)
         self._source = np.array([SIGNAL_INDEX[name] for name in _COPIED])
-        self._rates = np.zeros((n, len(RATE_WINDOWS_S)))
-        self._started = np.zeros(n, dtype=bool)
+        windows = len(RATE_WINDOWS_S)
+        self._rate_sums = np.zeros((n, windows))
+        self._rate_weights = np.zeros((n, windows))
         self._parts = np.zeros((n, 3))
         self._previous = np.zeros((n, 4))  # time, records in, out, failed
         self._raw = np.zeros((n, len(self.layout)))
@@ -201,8 +203,8 @@ class ClusterCodec:
 
     def reset(self, which: NDArray[np.int64] | slice = slice(None)) -> None:
         """Forget the past of some clusters."""
-        self._rates[which] = 0.0
-        self._started[which] = False
+        self._rate_sums[which] = 0.0
+        self._rate_weights[which] = 0.0
         self._parts[which] = 0.0
         self._previous[which] = 0.0
 
@@ -216,37 +218,38 @@ class ClusterCodec:
             float32 [N, size], every number in [0, 1]; columns are `layout`.
         """
         raw, first = self._raw, len(_COPIED)
-        raw[:, :first] = signals[:, self._source]
-        current = signals[:, :4]
-        passed = current - self._previous
-        self._previous[:] = current
+        np.take(signals, self._source, axis=1, out=raw[:, :first])
+        passed = signals[:, :4] - self._previous
+        self._previous[:] = signals[:, :4]
         elapsed_s = np.maximum(passed[:, :1], 1e-9)
-        self._update_rates(elapsed_s, passed[:, 1:2])
-        raw[:, first : first + 3] = self._rates
-        raw[:, first + 3] = self._rates[:, 0] / np.maximum(self._rates[:, 1], 1e-9)
-        records = signals[:, _REPORT_RECORDS]
-        np.divide(
-            signals[:, _PARTS], records[:, None], out=self._parts, where=records[:, None] > 0.0
-        )
+        rates = self._rates(elapsed_s, passed[:, 1:2] / elapsed_s)
+        raw[:, first : first + 3] = rates
+        raw[:, first + 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
+        records = signals[:, _REPORT_RECORDS, None]
+        np.divide(signals[:, _PARTS], records, out=self._parts, where=records > 0.0)
         raw[:, first + 4 : first + 7] = self._parts
         raw[:, first + 7] = self._parts[:, 2] / np.maximum(signals[:, _INTERVAL], 1e-3)
         busy_s = signals[:, _BUSY]
-        raw[:, first + 8] = busy_s.sum(axis=1) / np.maximum(signals[:, _TASKS], 1.0)
+        raw[:, first + 8] = (busy_s[:, 0] + busy_s[:, 1]) / np.maximum(signals[:, _TASKS], 1.0)
         raw[:, first + 9 : first + 11] = busy_s / (elapsed_s * self.scale.slots)
         left = passed[:, 2] + passed[:, 3]
         raw[:, first + 11] = passed[:, 3] / np.maximum(left, 1.0)
         raw[:, first + 12 :] = signals[:, _POOLS, None] == _KINDS
         scaled = raw * self._multiplier
-        scaled[:, self._is_log] = np.log1p(scaled[:, self._is_log]) * self._log_gain
-        return np.clip(scaled, 0.0, 1.0, out=scaled).astype(np.float32)
+        np.log1p(scaled, out=scaled, where=self._is_log)
+        scaled *= self._gain
+        np.maximum(scaled, 0.0, out=scaled)
+        np.minimum(scaled, 1.0, out=scaled)
+        return scaled.astype(np.float32)
 
-    def _update_rates(self, elapsed_s: NDArray[np.float64], arrived: NDArray[np.float64]) -> None:
-        """Advance the weighted rates; the first period sets them all."""
+    def _rates(
+        self, elapsed_s: NDArray[np.float64], rate: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Advance the weighted mean rates; weights that sum to less than 1 are made up for."""
         weight = -np.expm1(elapsed_s * _NEGATIVE_INVERSE_WINDOWS)
-        fresh = ~self._started & (arrived[:, 0] > 0.0)
-        weight[fresh] = 1.0
-        self._started |= fresh
-        self._rates += weight * (arrived / elapsed_s - self._rates)
+        self._rate_sums += weight * (rate - self._rate_sums)
+        self._rate_weights += weight * (1.0 - self._rate_weights)
+        return self._rate_sums / self._rate_weights
 
 
 _NEGATIVE_INVERSE_WINDOWS = -1.0 / np.array(RATE_WINDOWS_S)

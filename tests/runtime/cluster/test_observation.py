@@ -147,14 +147,15 @@ def test_a_period_in_closed_form() -> None:
 def test_rates_are_exponentially_weighted_whatever_the_periods() -> None:
     codec = ClusterCodec(SCALE)
     codec.encode(_signals(time_s=0.0))
-    # Nothing arrives for 4 s: the estimates begin with the first records.
+    # Nothing arrives for 4 s, then 50 a second for 2 s and 200 a second for 5 s: the mean over
+    # the past 11 s, weighted by exp(-age / window).
     for time_s in (2.0, 4.0):
         codec.encode(_signals(time_s=time_s))
     codec.encode(_signals(time_s=6.0, records_in=100.0))
     values = _decoded(codec, codec.encode(_signals(time_s=11.0, records_in=1100.0))[0])
     for name, window_s in zip(("short", "medium", "long"), RATE_WINDOWS_S, strict=True):
-        decay = math.exp(-5.0 / window_s)
-        expected = 50.0 * decay + 200.0 * (1.0 - decay)
+        at_5_s, at_7_s, at_11_s = (1.0 - math.exp(-age / window_s) for age in (5.0, 7.0, 11.0))
+        expected = (200.0 * at_5_s + 50.0 * (at_7_s - at_5_s)) / at_11_s
         assert values[f"arrival_rate_{name}"] == pytest.approx(expected, rel=1e-5)
     ratio = values["arrival_rate_short"] / values["arrival_rate_medium"]
     assert values["arrival_trend"] == pytest.approx(ratio, rel=1e-5)
