@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.vec_env import ClusterVecEnv
@@ -185,7 +185,7 @@ def train(
     Args:
         model: An agent of `make_ppo`.
         timesteps: Total decisions, earlier starts included.
-        folder: Where checkpoint, progress.csv and TensorBoard files go.
+        folder: Where checkpoint, progress*.csv and TensorBoard files go.
         on_progress: Told the decisions so far, between updates.
         checkpoint_every: Decisions between checkpoints.
     """
@@ -194,13 +194,20 @@ def train(
     if left <= 0:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    model.set_logger(configure(str(folder), ["csv", "tensorboard"]))
+    model.set_logger(_logger(folder, f"_{model.num_timesteps}" if resumed else ""))
     callback = _Progress(folder, checkpoint_every, on_progress)
     with torch_threads(1):
         try:
             model.learn(left, callback, reset_num_timesteps=not resumed, log_interval=1)
         finally:
             save_checkpoint(model, folder)
+            model.logger.close()
+
+
+def _logger(folder: Path, suffix: str) -> Logger:
+    """Return a logger to progress<suffix>.csv and TensorBoard; a resumed run gets its own files."""
+    kinds = ("csv", "tensorboard")
+    return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in kinds])
 
 
 class LearnedBatch:
