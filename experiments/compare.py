@@ -118,6 +118,10 @@ def _timeline(name: str, rollout: Rollout) -> pd.DataFrame:
     signals = rollout.signals[:, 0]
     columns = ("time_s", "records_in", "records_uncut", "records_pending", *_PLAN_FIELDS)
     frame = pd.DataFrame({c: signals[:, SIGNAL_INDEX[c]] for c in columns})
+    parts = ("accumulation_record_s", "queueing_record_s", "processing_record_s")
+    latency = sum(signals[:, SIGNAL_INDEX[part]] for part in parts)
+    records = signals[:, SIGNAL_INDEX["report_records"]]
+    frame["latency_s"] = np.where(records > 0.0, latency / np.maximum(records, 1.0), np.nan)
     frame.insert(0, "agent", name)
     return frame
 
