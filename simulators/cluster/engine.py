@@ -101,9 +101,14 @@ class ClusterEngine:
             raise ValueError(
                 f"keys {keys.shape} and counts {counts.shape} do not fit {len(chosen)} environments"
             )
+        n_ticks = counts.shape[1]
+        if n_ticks == 0 or not 0.0 < tick_s < math.inf:
+            raise ValueError(
+                f"counts has {n_ticks} ticks of {tick_s} s; expected at least one tick of finite "
+                "seconds above 0"
+            )
         if counts.size and counts.min() < 0:
             raise ValueError("counts holds a negative number of records")
-        n_ticks = counts.shape[1]
         if self.arrived.before.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
             if len(chosen) != self.n_envs:
                 raise ValueError(

@@ -2,98 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.application import Application, Classification, Job, Stage
-from runtime.plan import Plan, Policy, Pools
+from runtime.plan import Plan
 from simulators.cluster.engine import ClusterEngine
-from simulators.cluster.profile import Profile, StageCost
 from simulators.cluster.reference import ReferenceCluster
+from tests.simulators.cluster.clusters import Cluster, clusters, plans
+
+N_ENVS = 2
+TICK_S = 0.5
 
 
-@st.composite
-def stages(draw: st.DrawFn) -> tuple[Stage, ...]:
-    names = "xyz"[: draw(st.integers(1, 3))]
-    result: list[Stage] = []
-    for i, name in enumerate(names):
-        parents = draw(
-            st.one_of(st.none(), st.sets(st.sampled_from(names[:i])).map(tuple)) if i else st.none()
-        )
-        result.append(
-            Stage(
-                name,
-                records_per_task=draw(st.integers(1, 40)),
-                max_tasks=draw(st.sampled_from([1, 3, 50])),
-                selectivity=draw(st.sampled_from([0.01, 0.5, 1.0, 2.0])),
-                parents=parents,
-            )
-        )
-    return tuple(result)
+class Pair:
+    """An engine and one oracle per environment."""
+
+    def __init__(self, cluster: Cluster, max_open: int, counts: np.ndarray, seed: int) -> None:
+        self.counts, self.seed = counts, seed
+        self.engine = ClusterEngine(*cluster, N_ENVS, max_open=max_open, report_rows=2000)
+        self.oracles = [ReferenceCluster(*cluster, max_open=max_open) for _ in range(N_ENVS)]
+        self.until_s = np.zeros(N_ENVS)
+
+    def reset(self, envs: list[int], plan: Plan) -> None:
+        keys = np.array([(self.seed + e) % 2**64 for e in envs], dtype=np.uint64)
+        self.engine.reset(keys, self.counts[envs], TICK_S, plan, np.array(envs))
+        for e, key in zip(envs, keys, strict=True):
+            self.oracles[e].reset(int(key), self.counts[e], TICK_S, plan)
+        self.until_s[envs] = 0.0
+
+    def advance(self, plans_now: list[Plan], period_s: float) -> None:
+        self.until_s += period_s
+        self.engine.advance(np.stack([plan.to_row() for plan in plans_now]), self.until_s)
+        for e, oracle in enumerate(self.oracles):
+            expected = oracle.advance(plans_now[e], float(self.until_s[e]))
+            np.testing.assert_array_equal(self.engine.signals[e], expected.signals)
+            reports = np.array([report.to_row() for report in expected.reports])
+            np.testing.assert_array_equal(self.engine.report_rows(e), reports.reshape(-1, 14))
 
 
-@st.composite
-def clusters(draw: st.DrawFn) -> tuple[Application, Profile, int]:
-    names = "abcde"[: draw(st.integers(1, 5))]
-    jobs = tuple(Job(name, draw(stages()), draw(st.booleans())) for name in names)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    edges = tuple(sorted(draw(st.sets(st.sampled_from(pairs))))) if pairs else ()
-    application = Application("random", jobs, edges, draw(st.sampled_from(list(Classification))))
-    seconds = st.sampled_from([0.0, 0.01, 0.1])
-    slots = draw(st.integers(1, 6))
-    costs = {}
-    for job in jobs:
-        for stage in job.stages:
-            residual = np.array(draw(st.lists(st.floats(0.1, 3.0), min_size=1, max_size=4)))
-            costs[job.name, stage.name] = StageCost(
-                wait_s=draw(seconds),
-                fixed_s=0.001 + draw(seconds),
-                per_record_s=draw(st.sampled_from([0.0, 0.001])),
-                residual=residual / residual.mean(),
-                slowdown=np.cumsum([1.0, *draw(st.lists(st.floats(0, 0.4), min_size=1))]),
-                failure_probability=draw(st.sampled_from([0.0, 0.0, 0.2, 0.6])),
-            )
-    return application, Profile("random", costs, slots, slots), slots
+@dataclass(frozen=True)
+class Scenario:
+    """What happens to a pair of environments."""
+
+    plan_rows: list[tuple[Plan, Plan]]
+    periods_s: list[float]
+    rates: list[int]
+    max_open: int
+    seed: int
+    again: int  # period before which the second environment starts anew
 
 
-plans = st.builds(
-    Plan,
-    pools=st.sampled_from(list(Pools)),
-    share=st.sampled_from([0.0, 0.2, 0.5, 0.7, 1.0]),
-    independent_policy=st.sampled_from(list(Policy)),
-    dependent_policy=st.sampled_from(list(Policy)),
-    parallelism=st.integers(1, 6),
-    batch_interval_s=st.sampled_from([0.1, 0.5, 1.0, 2.5]),
-    idle_batches=st.integers(0, 3),
-    per_pool_parallelism=st.booleans(),
+scenarios = st.builds(
+    Scenario,
+    plan_rows=st.lists(st.tuples(plans, plans), min_size=2, max_size=8),
+    periods_s=st.lists(st.sampled_from([0.0, 0.3, 1.5, 4.0]), min_size=8, max_size=8),
+    rates=st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    max_open=st.integers(1, 4),
+    seed=st.integers(0, 2**64 - 1),
+    again=st.integers(0, 7),
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    cluster=clusters(),
-    plan_rows=st.lists(st.lists(plans, min_size=2, max_size=2), min_size=2, max_size=10),
-    rates=st.lists(st.integers(0, 60), min_size=1, max_size=12),
-    max_open=st.integers(1, 4),
-    seed=st.integers(0, 2**64 - 1),
-)
-def test_engine_equals_reference(cluster, plan_rows, rates, max_open, seed) -> None:
-    application, profile, slots = cluster
-    period_s, tick_s = 1.5, 0.5
-    n_ticks = int(len(plan_rows) * period_s / tick_s) + 1
+@given(cluster=clusters(), scenario=scenarios)
+def test_engine_equals_reference(cluster: Cluster, scenario: Scenario) -> None:
+    rates = scenario.rates
+    # The last periods have no arrivals left and see the backlog drain.
+    n_ticks = int(sum(scenario.periods_s) / TICK_S) // 2 + 1
     counts = np.array([[rates[(e + k) % len(rates)] for k in range(n_ticks)] for e in range(2)])
-    keys = np.array([seed, seed ^ 1], dtype=np.uint64)
-    engine = ClusterEngine(application, profile, slots, 2, max_open=max_open, report_rows=2000)
-    engine.reset(keys, counts, tick_s, plan_rows[0][0])
-    oracles = [ReferenceCluster(application, profile, slots, max_open=max_open) for _ in range(2)]
-    for e, oracle in enumerate(oracles):
-        oracle.reset(int(keys[e]), counts[e], tick_s, plan_rows[0][0])
-    for k, pair in enumerate(plan_rows):
-        until_s = (k + 1) * period_s
-        engine.advance(np.stack([plan.to_row() for plan in pair]), np.full(2, until_s))
-        for e, oracle in enumerate(oracles):
-            expected = oracle.advance(pair[e], until_s)
-            np.testing.assert_array_equal(engine.signals[e], expected.signals)
-            reports = np.array([report.to_row() for report in expected.reports])
-            np.testing.assert_array_equal(engine.report_rows(e), reports.reshape(-1, 14))
+    pair = Pair(cluster, scenario.max_open, counts, scenario.seed)
+    pair.reset([0, 1], scenario.plan_rows[0][0])
+    for k, plans_now in enumerate(scenario.plan_rows):
+        if k == scenario.again:
+            pair.reset([1], scenario.plan_rows[0][1])
+        pair.advance(list(plans_now), scenario.periods_s[k])
