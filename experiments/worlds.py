@@ -96,7 +96,7 @@ def build_world(config: DictConfig, part: Part) -> StreamClusterConfig:
     """
     config = settled(config)
     env = read_node(StreamClusterNode, config.env, "env")
-    application, profile = _application(config)
+    application, profile = application_of(config)
     if env.profile is not None:
         profile = Profile.load(_profile_path(env.profile))
         profile.check_covers(application)
@@ -224,7 +224,12 @@ APPLICATIONS: dict[str, Callable[[dict[str, Any], DictConfig], tuple[Application
 """Builders of applications by the key `kind`; without one the costs are declared in the file."""
 
 
-def _application(config: DictConfig) -> tuple[Application, Profile]:
+def application_of(config: DictConfig) -> tuple[Application, Profile]:
+    """Return the configured application with its declared costs.
+
+    Raises:
+        ConfigError: The kind of application is unknown, or see its builder.
+    """
     content = plain_node(config.application, "application")
     kind = str(content.pop("kind", "declared"))
     if kind not in APPLICATIONS:
