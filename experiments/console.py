@@ -31,6 +31,11 @@ def progress_bar() -> Progress:
     )
 
 
+def say(line: str) -> None:
+    """Print a line as it is: paths and settings stay whole, to be copied."""
+    CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def show_table(title: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Print some columns of a table, numbers with three significant digits."""
     screen = Table(title=title)

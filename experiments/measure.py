@@ -1,7 +1,8 @@
 """Measure the real jobs on this machine: `python -m experiments.measure`.
 
 Runs the torch jobs with 1 to all slots filled and as whole streams under varied plans, fits the
-task-time model and writes it as a profile: what simulations of this machine are made with.
+task-time model and writes it as a profile: what simulations of this machine are made with. Nothing
+is written before all of it is measured; interrupted, it begins anew.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
-import psutil
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from envs.cluster.config import CAPACITY_INTERVAL_S
 from experiments.cli import run_main
-from experiments.console import CONSOLE, progress_bar, show_table
-from experiments.errors import ConfigError
+from experiments.console import progress_bar, say, show_table
+from experiments.errors import REPOSITORY, ConfigError
 from experiments.files import write_csv
-from experiments.provenance import command_line, machine_summary
-from experiments.record import RunFolder, open_run
+from experiments.provenance import command_line, machine, machine_summary
+from experiments.record import COMPLETE, RunFolder, open_run, run_path
 from experiments.training import Report, silent
 from experiments.worlds import application_of
 from runtime.application import Application
@@ -55,38 +56,46 @@ def measure(config: DictConfig, report: Report = silent) -> RunFolder:
         config: With `application`, `env.slots`, `size.measure`.
         report: Told about progress.
 
+    Returns:
+        The run folder, with `profile.json`, `fit.csv` (goodness of the model per stage) and
+        `task_times.csv.gz` (batch -1: stages by themselves).
+
     Raises:
         ConfigError: The application has no real jobs.
+        ValueError: So little time that a stage or a number of busy slots is not covered.
     """
+    report("preparing the jobs", 0, 100)
     application, declared = application_of(config)
     jobs = real_jobs(application)
     slots = int(config.env.slots or declared.slots)
-    run = open_run(_own_config(config))
-    if run.complete:
-        return run
-    settings = config.size.measure
-    seed = int(config.seed)
-    table = measure_stages(
-        jobs, slots, float(settings.seconds_per_level), seed, _percent(report, "stages")
-    )
-    rate = capacity_per_s(application, declared, slots, CAPACITY_INTERVAL_S)
-    runs = measure_runs(
-        jobs,
-        slots,
-        varied_settings(rate, slots),
-        float(settings.seconds_per_run),
-        seed,
-        _percent(report, "streams"),
-    )
-    everything = np.concatenate([table, *(r.task_times for r in runs)])
+    own = _own_config(config)
+    if (run_path(own) / COMPLETE).exists():
+        return open_run(own)
+    table = _task_times(config, jobs, slots, report)
     origin = f"measured on {machine_summary()} by `{command_line()}`"
-    cores = len(psutil.Process().cpu_affinity())
-    fit = fit_profile(application, everything, declared_waits(jobs), slots, cores, origin)
-    write_csv(run.path / TASK_TIMES, pd.DataFrame(everything))
+    cores = int(machine()["cores"])
+    fit = fit_profile(application, table, declared_waits(jobs), slots, cores, origin)
+    run = open_run(own)
+    write_csv(run.path / TASK_TIMES, pd.DataFrame(table))
     write_csv(run.path / FIT, pd.DataFrame([asdict(stage) for stage in fit.stages]))
     fit.profile.save(run.path / PROFILE)
     run.mark_complete()
     return run
+
+
+def _task_times(
+    config: DictConfig, jobs: StreamJobs, slots: int, report: Report
+) -> NDArray[np.void]:
+    """Measure stages by themselves, then streams at rates that these can keep up with."""
+    settings, seed = config.size.measure, int(config.seed)
+    budget_s = slots * float(settings.seconds_per_level)
+    stages = measure_stages(jobs, slots, budget_s, seed, _percent(report, "stages"))
+    first = fit_profile(jobs.application, stages, declared_waits(jobs), slots, 1, "stages only")
+    rate = capacity_per_s(jobs.application, first.profile, slots, CAPACITY_INTERVAL_S)
+    plans = varied_settings(rate, slots)
+    seconds = float(settings.seconds_per_run)
+    runs = measure_runs(jobs, slots, plans, seconds, seed, _percent(report, "streams"))
+    return np.concatenate([stages, *(run.task_times for run in runs)])
 
 
 def _own_config(config: DictConfig) -> DictConfig:
@@ -105,6 +114,7 @@ def _own_config(config: DictConfig) -> DictConfig:
 
 
 def _percent(report: Report, what: str) -> Callable[[float, str], None]:
+    """Return a progress callback of the measurement that reports whole per cent."""
     return lambda fraction, detail: report(f"measuring {what}", round(100 * fraction), 100)
 
 
@@ -118,10 +128,15 @@ def task(config: DictConfig) -> None:
                 line, description=what, completed=done, total=total
             ),
         )
-    columns = ["job", "stage", "tasks", "mean_s", "mean_error", "p95_error", "explained"]
-    show_table("task times and their model", pd.read_csv(run.path / FIT), columns)
-    CONSOLE.print(f"profile: {run.path / PROFILE}")
-    CONSOLE.print("use it with env.profile=<that file>")
+    table = pd.read_csv(run.path / FIT)
+    table["p95 error %"] = 100.0 * table["p95_error"]
+    table["explained %"] = 100.0 * table["explained"]
+    columns = ["job", "stage", "tasks", "mean_s", "p95 error %", "explained %"]
+    show_table("task times and how well the model describes them", table, columns)
+    path = run.path / PROFILE
+    shown = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+    say(f"profile: {shown}")
+    say(f"to simulate this machine add: env.profile={shown}")
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 from experiments.cli import run_main
 from experiments.console import CONSOLE, progress_bar
 from experiments.record import run_path
-from experiments.training import train_agent
+from experiments.training import train_agent, training_part
 from experiments.worlds import settled
 
 
 def task(config: DictConfig) -> None:
     """Train with a progress bar, then say where the results are."""
-    config = settled(config, CONSOLE.print)
+    config = training_part(settled(config, CONSOLE.print))
     CONSOLE.print(f"run folder: {run_path(config)}")
     with progress_bar() as bar:
         line = bar.add_task("starting", total=None)

@@ -48,7 +48,20 @@ def with_agent(config: DictConfig, name: str, seed: int = 0) -> DictConfig:
         raise unknown_name("agent", name, agent_names())
     node = OmegaConf.load(CONF / "agent" / f"{name}.yaml")
     changed = OmegaConf.merge(config, {"agent": None}, {"agent": node, "seed": seed})
-    return cast("DictConfig", changed)
+    return training_part(cast("DictConfig", changed))
+
+
+def training_part(config: DictConfig) -> DictConfig:
+    """Return the part of a configuration that the making of its agent depends on.
+
+    What belongs to other commands is left out: an agent is not made again because it shall be
+    driven for longer or compared in more episodes.
+    """
+    node = OmegaConf.to_container(config.agent, resolve=True)
+    kept = [key for key in config if key not in ("agent", "drive", "export", "size")]
+    rest = OmegaConf.masked_copy(config, kept)
+    own = {"agent": node, "size": {"name": config.size.name}}
+    return cast("DictConfig", OmegaConf.merge(rest, own))
 
 
 def with_load(config: DictConfig, load: float) -> DictConfig:
