@@ -6,6 +6,7 @@ from rich.console import Console
 from benchmarks.__main__ import build_table, main
 from benchmarks.engine import Drain, Run, Workload, measure_throughput
 from benchmarks.rows import measure
+from runtime.snapshot import SIGNAL_INDEX
 
 
 def test_the_engine_is_far_faster_than_its_oracle() -> None:
@@ -21,8 +22,9 @@ def test_the_engine_is_far_faster_than_its_oracle() -> None:
 
 def test_the_budgets_workload_is_stable() -> None:
     run = Run(Workload(n_envs=16))
+    run.restart()
     run.advance()
-    assert run.engine.signals[:, 6].max() <= 4  # batches pending after 20 periods
+    assert run.engine.signals[:, SIGNAL_INDEX["batches_pending"]].max() <= 4  # batches pending after 20 periods
 
 
 def test_cost_of_a_task_from_10_to_10000_slots() -> None:
