@@ -33,6 +33,7 @@ _CONFIG_VALUE_ERRORS = (
     ValidationError,
 )
 _UNKNOWN_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
+_STRAY_EQUALS = "mismatched input '='"
 _NOT_IN_DEFAULTS = "No match in the defaults list"
 
 
@@ -95,12 +96,14 @@ def explain_composition(error: BaseException, known_keys: Iterable[str]) -> str 
     if (key := unknown_override(error)) is not None:
         if _NOT_IN_DEFAULTS in str(error):
             return f"this command does not choose {key!r} by itself; +{key}=... adds it"
-        return unknown_key(key, known_keys)
+        known = set(known_keys)
+        return str(error).strip() if key in known else unknown_key(key, known)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return str(unknown_name(group or "config", choice, error.options))
     if isinstance(error, HydraException):
-        return str(error).strip()
+        hint = "\na value that holds '=' needs quotes: 'key=\"value\"'"
+        return str(error).strip() + (hint if _STRAY_EQUALS in str(error) else "")
     if isinstance(error, _CONFIG_VALUE_ERRORS):
         return _first_lines(error)
     # Hydra's own checks of its flags ("Only one of --run, --multirun, ...").

@@ -1,4 +1,4 @@
-"""The whole flow by one command: `make reproduce` (size=quick), `SIZE=paper record=true` for claims.
+"""The whole flow: `make reproduce`; `make reproduce SIZE=paper record=true` writes the claims.
 
 measure -> simulate -> train -> compare -> export -> drive -> tables and figures. Every step is a
 run folder of its own; a second start skips what is finished.
@@ -38,7 +38,7 @@ from experiments.worlds import Part, build_world, settled
 
 MAIN_LOAD = 0.7
 FIXED_ARM = "stream_cluster_fixed_interval"
-TIMELINE_AGENTS = ("spark_default", "static_best", "ppo")
+TIMELINE_AGENTS = ("ppo", "static_best", "spark_default")
 BISECTED = ("spark_default", "single_best", "static_best", "idle_trigger", "ppo")
 
 
@@ -104,7 +104,7 @@ def draw(config: DictConfig, compared: list[RunFolder], driven: RunFolder) -> No
     save_figure(
         figures.latency_by_agent(free),
         folder / "latency.png",
-        f"Mean latency of a record by agent, mean over held-out episodes with 95 % interval. {made}",
+        f"Mean latency of a record by agent, over held-out episodes, 95 % interval. {made}",
     )
     save_figure(
         figures.change_by_agent(free),
@@ -117,9 +117,9 @@ def draw(config: DictConfig, compared: list[RunFolder], driven: RunFolder) -> No
         if run.config["env"]["name"] != FIXED_ARM and run.config["workload"]["load"] == MAIN_LOAD
     )
     steps = pd.read_csv(main.path / TIMELINE)
-    chosen = steps[steps["agent"].isin(TIMELINE_AGENTS)]
+    chosen = [steps[steps["agent"] == name] for name in TIMELINE_AGENTS]
     save_figure(
-        figures.timeline(chosen),
+        figures.timeline(pd.concat(chosen)),
         folder / "timeline.png",
         f"What agents chose in the first held-out episode, load {MAIN_LOAD}. {made}",
     )
