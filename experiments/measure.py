@@ -64,13 +64,13 @@ def measure(config: DictConfig, report: Report = silent) -> RunFolder:
         ConfigError: The application has no real jobs.
         ValueError: So little time that a stage or a number of busy slots is not covered.
     """
+    own = _own_config(config)
+    if (run_path(own) / COMPLETE).exists():
+        return open_run(own)
     report("preparing the jobs", 0, 100)
     application, declared = application_of(config)
     jobs = real_jobs(application)
     slots = int(config.env.slots or declared.slots)
-    own = _own_config(config)
-    if (run_path(own) / COMPLETE).exists():
-        return open_run(own)
     table = _task_times(config, jobs, slots, report)
     origin = f"measured on {machine_summary()} by `{command_line()}`"
     cores = int(machine()["cores"])
@@ -136,7 +136,8 @@ def task(config: DictConfig) -> None:
     path = run.path / PROFILE
     shown = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
     say(f"profile: {shown}")
-    say(f"to simulate this machine add: env.profile={shown}")
+    # Hydra wants a value with '=' in it in quotes, and the shell wants these in quotes, too.
+    say(f"to simulate this machine add: 'env.profile=\"{shown}\"'")
 
 
 if __name__ == "__main__":

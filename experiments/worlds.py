@@ -98,7 +98,7 @@ def build_world(config: DictConfig, part: Part) -> StreamClusterConfig:
     env = read_node(StreamClusterNode, config.env, "env")
     application, profile = application_of(config)
     if env.profile is not None:
-        profile = Profile.load(_profile_path(env.profile))
+        profile = Profile.load(profile_path(env.profile))
         profile.check_covers(application)
     slots = profile.slots if env.slots is None else env.slots
     if slots < 1:
@@ -237,7 +237,12 @@ def application_of(config: DictConfig) -> tuple[Application, Profile]:
     return APPLICATIONS[kind](content, config)
 
 
-def _profile_path(setting: str) -> Path:
+def profile_path(setting: str) -> Path:
+    """Return the file that `env.profile` names.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
     path = Path(setting).expanduser()
     for candidate in (path, REPOSITORY / path):
         if candidate.is_file():
