@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example may compile, and machines are shared: how long one takes says nothing.
+settings.register_profile("rheostat", deadline=None)
+settings.load_profile("rheostat")
 
 
 @pytest.fixture(scope="session")

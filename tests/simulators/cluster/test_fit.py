@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from runtime.application import Application, Job, Stage
 from runtime.cluster.task_log import task_time_table
-from simulators.cluster.fit import isotonic, fit_profile
+from simulators.cluster.fit import fit_profile, isotonic
 from simulators.cluster.profile import StageCost
 
 APPLICATION = Application("app", (Job("a", (Stage("main"),)), Job("b", (Stage("main"),))))
