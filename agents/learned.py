@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents.distributions import PaddedMultiCategorical
 from agents.vec_env import ClusterVecEnv
 from envs.cluster.clusters import Clusters
 from envs.cluster.config import StreamClusterConfig
@@ -76,7 +77,7 @@ def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
         ClusterVecEnv(config, preset.n_envs, preset.log_scale_s), norm_obs=False, gamma=preset.gamma
     )
     rate = preset.learning_rate
-    return PPO(
+    model = PPO(
         "MlpPolicy",
         clusters,
         learning_rate=lambda left: rate * (0.1 + 0.9 * left),
@@ -91,6 +92,9 @@ def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
         seed=seed,
         device="cpu",
     )
+    if len(config.actions.nvec) > 1:
+        model.policy.action_dist = PaddedMultiCategorical(list(config.actions.nvec))
+    return model
 
 
 @contextlib.contextmanager
