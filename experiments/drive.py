@@ -322,9 +322,8 @@ def show(run: RunFolder) -> None:
     rows = pd.read_csv(run.path / ROWS)
     table = beside(rows)
     n = rows["episode"].nunique()
-    show_table(
-        f"latency of real runs, {n} repetition{'s' if n > 1 else ''}", table, list(table.columns)
-    )
+    title = f"latency of real runs ({n} repetition{'s' if n > 1 else ''})"
+    show_table(title, table, list(table.columns))
     if BASELINE in set(rows["agent"]) and rows["agent"].nunique() > 1:
         change = changes(rows)
         show_table(f"measured mean latency against {BASELINE}", change, list(change.columns))

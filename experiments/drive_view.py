@@ -75,11 +75,11 @@ class DriveView:
         latest = " ".join(f"{report.latency_s:.2f}" for report in reports[-SHOWN_BATCHES:])
         return (
             ("time", state),
-            ("arrivals", f"{_rate_per_s(decisions):,.0f} records/s"),
-            ("backlog", f"{waiting:,.0f} records, {snapshot['batches_pending']:.0f} open batches"),
             ("latency of the last batches", f"{latest or '-'} s"),
             ("plan in force", plan_words(executor.plan)),
             ("last decision", _decision_words(last, executor.plan)),
+            ("arrivals before it", f"{_rate_per_s(decisions):,.0f} records/s"),
+            ("backlog then", f"{waiting:,.0f} records, {snapshot['batches_pending']:.0f} batches"),
         )
 
 
