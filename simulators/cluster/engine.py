@@ -1,4 +1,10 @@
-"""The batched cluster engine: many simulated clusters advanced by compiled code."""
+"""The batched cluster engine: many simulated clusters advanced by compiled code.
+
+Total order of events in one cluster: by time; at equal times ends of tasks (in the order of their
+starts), then the cut of a batch, then the decision; jobs that end at the same instant end in the
+order in which that became known. `simulators.cluster.reference` follows the same order and gives
+the same bits. Speed and the cost of each feature: `python -m benchmarks engine`.
+"""
 
 from __future__ import annotations
 

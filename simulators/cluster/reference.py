@@ -2,7 +2,13 @@
 
 Written for reading, with objects, sets and sorting where the engine has arrays and kept orders;
 tests demand the same bits from both. It also keeps what the engine has no use for: the log of all
-tasks and of all jobs.
+tasks.
+
+Total order of events: by time; at equal times ends of tasks (in the order of their starts), then
+the cut of a batch, then the decision. After every event jobs are admitted (oldest batch, then
+dependent, then position) and slots are filled before the next event is looked at. Jobs that end at
+the same instant (a job and those that are cancelled by its failure) end in the order in which that
+became known: first in, first out.
 """
 
 from __future__ import annotations

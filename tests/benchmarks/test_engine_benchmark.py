@@ -24,7 +24,9 @@ def test_the_budgets_workload_is_stable() -> None:
     run = Run(Workload(n_envs=16))
     run.restart()
     run.advance()
-    assert run.engine.signals[:, SIGNAL_INDEX["batches_pending"]].max() <= 4  # batches pending after 20 periods
+    assert (
+        run.engine.signals[:, SIGNAL_INDEX["batches_pending"]].max() <= 4
+    )  # batches pending after 20 periods
 
 
 def test_cost_of_a_task_from_10_to_10000_slots() -> None:

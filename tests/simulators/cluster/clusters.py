@@ -70,6 +70,21 @@ def clusters(draw: st.DrawFn, *, plain: bool = False, max_slots: int = 40) -> Cl
     return application, Profile("random", table, slots, slots), slots
 
 
+@st.composite
+def tied_clusters(draw: st.DrawFn) -> Cluster:
+    """Draw a cluster where many tasks end at the same instant and the order of ends matters."""
+    names = "abcdef"[: draw(st.integers(2, 6))]
+    jobs = tuple(
+        Job(name, (Stage("m", records_per_task=1, max_tasks=draw(st.integers(1, 40))),))
+        for name in names
+    )
+    cost = StageCost(0.0, 0.5, 0.0, np.array([0.5, 1.0, 1.5]))
+    slots = draw(st.integers(3, 20))
+    profile = Profile("tied", {(name, "m"): cost for name in names}, slots, slots)
+    edges = (("a", "b"),) if draw(st.booleans()) else ()
+    return Application("tied", jobs, edges, Classification.ANY_EDGE), profile, slots
+
+
 plans = st.builds(
     Plan,
     pools=st.sampled_from(list(Pools)),

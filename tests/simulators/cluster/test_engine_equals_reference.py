@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime.plan import Plan
 from simulators.cluster.engine import ClusterEngine
 from simulators.cluster.reference import ReferenceCluster
-from tests.simulators.cluster.clusters import Cluster, clusters, plans
+from tests.simulators.cluster.clusters import Cluster, clusters, plans, tied_clusters
 
 N_ENVS = 2
 TICK_S = 0.5
@@ -67,7 +67,7 @@ scenarios = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(cluster=clusters(), scenario=scenarios)
+@given(cluster=st.one_of(clusters(), tied_clusters()), scenario=scenarios)
 def test_engine_equals_reference(cluster: Cluster, scenario: Scenario) -> None:
     rates = scenario.rates
     # The last periods have no arrivals left and see the backlog drain.
