@@ -21,6 +21,7 @@ from experiments.statistics import Estimate, paired_change
 
 LATENCY_AIM, THROUGHPUT_AIM = "<= -42", ">= 21"
 MEAN_AIM, P95_AIM = "<= 10", "<= 15"
+VERIFY = "verify"  # the study of fixed plans
 MATTERING_HEADROOM = 15.0  # per cent; below it adapting is not worth it
 RIVALS = ("single_best", "static_best", "idle_trigger")
 
@@ -35,16 +36,13 @@ def change(table: pd.DataFrame, baseline: str, candidate: str) -> Estimate:
     return paired_change([scores[baseline].mean(axis=0)], [scores[candidate].mean(axis=0)], rng)
 
 
-def record_reference(
-    config: DictConfig, tables: Path, compared: list[RunFolder], driven: RunFolder
-) -> None:
+def record_reference(config: DictConfig, tables: Path, compared: list[RunFolder]) -> None:
     """Copy tables and figures to results/reference and write the claims, if asked to.
 
     Args:
         config: With `record`, `size.name` and `data.root`.
-        tables: Folder of joint tables and figures.
+        tables: Folder of joint tables and figures, `throughput.csv` and `real.csv` among them.
         compared: Finished comparisons.
-        driven: Finished real runs.
 
     Raises:
         ConfigError: Recording was asked for at another size than paper.
@@ -60,7 +58,6 @@ def record_reference(
         shutil.copy2(path, REFERENCE / path.name)
     simulated = pd.concat([pd.read_csv(run.path / ROWS) for run in compared], ignore_index=True)
     write_csv(REFERENCE / "simulated.csv", simulated)
-    shutil.copy2(driven.path / ROWS, REFERENCE / "real.csv")
     maker = _Maker(config)
     claims = [
         *_simulated(simulated, maker),
@@ -133,15 +130,17 @@ def _throughput(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
 
 
 def prediction_errors(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return the relative error of the prediction per agent, per cent, over all repetitions."""
-    wide = table.pivot_table(index=["agent", "episode"], columns="source", values=column)
-    means = wide.groupby("agent").mean()
+    """Return the relative error of the prediction per agent or plan, per cent, over repetitions."""
+    keys = ["study", "agent"]
+    wide = table.pivot_table(index=[*keys, "episode"], columns="source", values=column)
+    means = wide.groupby(keys).mean()
     return 100.0 * (means["simulated"] / means["measured"] - 1.0)
 
 
 def _real(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
     """Claims on real torch execution."""
-    measured = table[table["source"] == "measured"]
+    tuned = table[table["study"] != VERIFY]
+    measured = tuned[tuned["source"] == "measured"]
     for rival in ("spark_default", "static_best", "idle_trigger"):
         if rival in set(measured["agent"]):
             what = f"mean latency, ppo bundle against {rival}, real torch execution"
@@ -150,7 +149,7 @@ def _real(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
             yield make(name, what, change(measured, rival, "ppo"), "%", "real.csv", aim)
     for column, aim in (("mean_s", MEAN_AIM), ("p95_s", P95_AIM)):
         errors = prediction_errors(table, column)
-        worst = str(errors.abs().idxmax())
+        worst = ": ".join(errors.abs().idxmax())
         value = Estimate(float(errors.abs().max()), float("nan"), float("nan"))
         what = (
             f"largest error of the predicted {column.removesuffix('_s')} latency over "

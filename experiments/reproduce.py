@@ -55,7 +55,17 @@ def with_fixed_interval(config: DictConfig) -> DictConfig:
     arm = OmegaConf.load(CONF / "env" / f"{FIXED_ARM}.yaml")
     assert isinstance(arm, DictConfig)
     arm.pop("defaults", None)
-    return cast("DictConfig", OmegaConf.merge(config, {"env": arm}))
+    seeds = {"headline_seeds": config.size.seeds}
+    return cast("DictConfig", OmegaConf.merge(config, {"env": arm, "size": seeds}))
+
+
+def verified(config: DictConfig, report: Report) -> list[RunFolder]:
+    """Drive fixed plans beside their prediction, where the size asks for it."""
+    if not config.size.verify:
+        return []
+    study = OmegaConf.load(CONF / "study" / "verify.yaml")
+    once = {"size": {"drive": {"repetitions": 1}}}
+    return [drive(cast("DictConfig", OmegaConf.merge(config, study, once)), report)]
 
 
 def worlds_of(config: DictConfig) -> list[DictConfig]:
@@ -94,7 +104,7 @@ def _tables(config: DictConfig) -> Path:
     return results_root(config) / "runs" / str(config.size.name) / "summary"
 
 
-def draw(config: DictConfig, compared: list[RunFolder], driven: RunFolder) -> None:
+def draw(config: DictConfig, compared: list[RunFolder], real: pd.DataFrame) -> None:
     """Draw all figures from the tables."""
     folder = _tables(config)
     rows = pd.concat([pd.read_csv(run.path / ROWS) for run in compared], ignore_index=True)
@@ -123,7 +133,6 @@ def draw(config: DictConfig, compared: list[RunFolder], driven: RunFolder) -> No
         folder / "timeline.png",
         f"What agents chose in the first held-out episode, load {MAIN_LOAD}. {made}",
     )
-    real = pd.read_csv(driven.path / ROWS)
     save_figure(
         figures.predicted_against_measured(real),
         folder / "predicted.png",
@@ -131,7 +140,7 @@ def draw(config: DictConfig, compared: list[RunFolder], driven: RunFolder) -> No
         f"Made by `{command}`.",
     )
     save_figure(
-        figures.real_runs(real),
+        figures.real_runs(real[real["study"] == str(config.study.name)]),
         folder / "real.png",
         f"Measured latency of real torch execution by repetition. Made by `{command}`.",
     )
@@ -181,14 +190,17 @@ def reproduce(config: DictConfig, report: Report) -> None:
     bisected = bisect(main, report)
     CONSOLE.print("[bold]drive[/] real torch execution")
     driven = drive(main, report)
-    draw(config, compared, driven)
+    real = [driven, *verified(main, report)]
+    table = pd.concat([pd.read_csv(run.path / ROWS) for run in real], ignore_index=True)
+    write_csv(_tables(config) / "real.csv", table)
+    draw(config, compared, table)
     for run in compared:
         load, env = run.config["workload"]["load"], run.config["env"]["name"]
         summary = pd.read_csv(run.path / SUMMARY)
         columns = ["agent", "seeds", "mean_s", "iqm_s", "p95_s", "stable", "vs_spark_default_%"]
         show_table(f"{env}, load {load:g}: held-out latency (s)", summary, columns)
     show_table("throughput (simulated)", bisected, ["agent", "train_seed", "load", "rate_per_s"])
-    record_reference(config, _tables(config), compared, driven)
+    record_reference(config, _tables(config), compared)
     last_words(main, compared, driven)
 
 
