@@ -156,15 +156,24 @@ class Guards:
             Plan rows float64 [N, len(PLAN_COLUMNS)] and causes int64 [N] (bits of `Cause`).
         """
         time_s = signals[:, 0]
-        finite = np.asarray(np.isfinite(proposed).all(axis=1))
-        wanted = np.where(finite[:, None], proposed, self._safe_row)
-        causes = np.where(finite, 0, int(Cause.NON_FINITE))
-        rows = np.where(_WHOLE, np.rint(wanted), wanted).clip(self._low, self._high)
-        causes |= np.where((rows != wanted).any(axis=1), int(Cause.BOUNDS), 0)
-        single = rows[:, _POOLS] == Pools.SINGLE
-        rows[single, _DEPENDENT] = rows[single, _INDEPENDENT]
-        rows[single, _PER_POOL] = 0.0
-        rows[single, _SHARE] = self._current[single, _SHARE]
+        finite = np.isfinite(proposed)
+        if finite.all():
+            wanted, causes = proposed, np.zeros(len(proposed), dtype=np.int64)
+        else:
+            usable = np.asarray(finite.all(axis=1))
+            wanted = np.where(usable[:, None], proposed, self._safe_row)
+            causes = np.where(usable, 0, int(Cause.NON_FINITE))
+        rows = wanted.copy()
+        np.rint(rows, out=rows, where=_WHOLE)
+        np.maximum(rows, self._low, out=rows)
+        np.minimum(rows, self._high, out=rows)
+        moved = np.asarray(rows != wanted).any(axis=1)
+        causes |= np.where(moved, int(Cause.BOUNDS), 0)
+        single = np.asarray(rows[:, _POOLS] == Pools.SINGLE)
+        if single.any():
+            rows[single, _DEPENDENT] = rows[single, _INDEPENDENT]
+            rows[single, _PER_POOL] = 0.0
+            rows[single, _SHARE] = self._current[single, _SHARE]
         if math.isfinite(self.limits.degradation):
             self._watch(signals)
             held = time_s < self._hold_until_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,5 +125,5 @@ class Clusters:
         until_s = np.full(self.n, self._step * self.config.period_s)
         self.engine.advance(rows, until_s)
         self.terms = self.reward.terms(signals, failed_before, changed)
-        reward: NDArray[np.float64] = np.sum(list(self.terms.values()), axis=0)
+        reward: NDArray[np.float64] = reduce(np.add, self.terms.values())
         return self.codec.encode(signals), reward, self._step >= self.config.steps

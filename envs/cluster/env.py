@@ -96,9 +96,10 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
             plan = Plan.from_row(self.clusters.plans[0])
             snapshot = self._shadow.advance(plan, float(self.clusters.engine.signals[0, 0]))
             self._reports += snapshot.reports
+        causes = int(self.clusters.causes[0])
         info = {
             "terms": {name: float(term[0]) for name, term in self.clusters.terms.items()},
-            "causes": [c.name for c in Cause(int(self.clusters.causes[0]))],
+            "causes": [cause.name for cause in Cause(causes)] if causes else [],
         }
         return observation[0], float(reward[0]), False, truncated, info
 

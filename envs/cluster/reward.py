@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.snapshot import SIGNAL_INDEX
 
-_BUSY = slice(SIGNAL_INDEX["busy_independent_s"], SIGNAL_INDEX["busy_dependent_s"] + 1)
+_INDEPENDENT, _DEPENDENT = SIGNAL_INDEX["busy_independent_s"], SIGNAL_INDEX["busy_dependent_s"]
 _SYSTEM = SIGNAL_INDEX["system_record_s"]
 _FAILED = SIGNAL_INDEX["records_failed"]
 
@@ -77,9 +77,10 @@ class ClusterReward:
         """
         weights = self.weights
         failed = (signals[:, _FAILED] - failed_before) * weights.latency_cap_s
+        busy_s = signals[:, _INDEPENDENT] + signals[:, _DEPENDENT]
         return {
             "latency": -weights.latency * self._per_record_s * signals[:, _SYSTEM],
             "failure": -weights.failure * self._per_record_s * failed,
-            "busy": -weights.busy * self._per_busy_s * signals[:, _BUSY].sum(axis=1),
+            "busy": -weights.busy * self._per_busy_s * busy_s,
             "change": -weights.change * changed,
         }

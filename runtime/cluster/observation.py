@@ -195,6 +195,8 @@ class ClusterCodec:
         self._parts = np.zeros((n, 3))
         self._previous = np.zeros((n, 4))  # time, records in, out, failed
         self._raw = np.zeros((n, len(self.layout)))
+        self._copied = self._raw[:, : len(_COPIED)]
+        self._derived = self._raw[:, len(_COPIED) :]
 
     @property
     def size(self) -> int:
@@ -217,30 +219,30 @@ class ClusterCodec:
         Returns:
             float32 [N, size], every number in [0, 1]; columns are `layout`.
         """
-        raw, first = self._raw, len(_COPIED)
-        np.take(signals, self._source, axis=1, out=raw[:, :first])
-        passed = signals[:, :4] - self._previous
-        self._previous[:] = signals[:, :4]
+        raw, derived = self._raw, self._derived
+        signals.take(self._source, axis=1, out=self._copied, mode="clip")
+        now = signals[:, :4]
+        passed = now - self._previous
+        self._previous[:] = now
         elapsed_s = np.maximum(passed[:, :1], 1e-9)
         rates = self._rates(elapsed_s, passed[:, 1:2] / elapsed_s)
-        raw[:, first : first + 3] = rates
-        raw[:, first + 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
+        derived[:, :3] = rates
+        derived[:, 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
         records = signals[:, _REPORT_RECORDS, None]
         np.divide(signals[:, _PARTS], records, out=self._parts, where=records > 0.0)
-        raw[:, first + 4 : first + 7] = self._parts
-        raw[:, first + 7] = self._parts[:, 2] / np.maximum(signals[:, _INTERVAL], 1e-3)
+        derived[:, 4:7] = self._parts
+        derived[:, 7] = self._parts[:, 2] / np.maximum(signals[:, _INTERVAL], 1e-3)
         busy_s = signals[:, _BUSY]
-        raw[:, first + 8] = (busy_s[:, 0] + busy_s[:, 1]) / np.maximum(signals[:, _TASKS], 1.0)
-        raw[:, first + 9 : first + 11] = busy_s / (elapsed_s * self.scale.slots)
-        left = passed[:, 2] + passed[:, 3]
-        raw[:, first + 11] = passed[:, 3] / np.maximum(left, 1.0)
-        raw[:, first + 12 :] = signals[:, _POOLS, None] == _KINDS
+        derived[:, 8] = (busy_s[:, 0] + busy_s[:, 1]) / np.maximum(signals[:, _TASKS], 1.0)
+        np.divide(busy_s, elapsed_s * self.scale.slots, out=derived[:, 9:11])
+        failed = passed[:, 3]
+        derived[:, 11] = failed / np.maximum(passed[:, 2] + failed, 1.0)
+        np.equal(signals[:, _POOLS, None], _KINDS, out=derived[:, 12:])
         scaled = raw * self._multiplier
         np.log1p(scaled, out=scaled, where=self._is_log)
         scaled *= self._gain
         np.maximum(scaled, 0.0, out=scaled)
-        np.minimum(scaled, 1.0, out=scaled)
-        return scaled.astype(np.float32)
+        return np.minimum(scaled, 1.0, dtype=np.float32, casting="same_kind")
 
     def _rates(
         self, elapsed_s: NDArray[np.float64], rate: NDArray[np.float64]
