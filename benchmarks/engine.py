@@ -145,9 +145,12 @@ def measure_throughput(repetitions: int = 100) -> list[BenchmarkRow]:
     (timing,) = time_runs([run], repetitions)
     (oracle,) = measure(oracle_seconds(run.workload, oracle_envs), runs=3)
     steps = run.workload.n_envs * PERIODS
-    oracle_step_s = float(np.median(oracle.cpu_s)) / (oracle_envs * PERIODS)
     rows = []
-    for clock, times_s in (("CPU", timing.cpu_s), ("wall", timing.wall_s)):
+    for clock, times_s, oracle_s in (
+        ("CPU", timing.cpu_s, oracle.cpu_s),
+        ("wall", timing.wall_s, oracle.wall_s),
+    ):
+        oracle_step_s = float(np.median(oracle_s)) / (oracle_envs * PERIODS)
         median_s, best_s = float(np.median(times_s)), float(np.quantile(times_s, 0.1))
         for name, amount, budget in (
             ("env-steps", steps, BUDGET_STEPS_PER_S),
