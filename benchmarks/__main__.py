@@ -1,4 +1,8 @@
-"""Run benchmarks and print their figures: `python -m benchmarks [NAME ...]`."""
+"""Run benchmarks and print their figures: `python -m benchmarks [NAME ...]`.
+
+`python -m benchmarks record=true` runs all of them, writes results/reference/bench.csv and the
+claims made with it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,14 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine
+from benchmarks import engine, environment, executor_overhead
+from benchmarks.record import record
 from benchmarks.rows import BenchmarkRow
 
 BENCHMARKS: dict[str, Callable[[], list[BenchmarkRow]]] = {
     "engine": engine.measure_all,
+    "environment": environment.measure_all,
+    "executor": executor_overhead.measure_all,
 }
 
 
@@ -34,18 +41,27 @@ def build_table(title: str, rows: list[BenchmarkRow]) -> Table:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the named benchmarks, or all."""
+    """Run the named benchmarks, or all; write claims if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
-    names = parser.parse_args(arguments).names or list(BENCHMARKS)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; or record=true"
+    )
+    words = parser.parse_args(arguments).names
+    names = [word for word in words if word not in ("record=true", "record=false")]
     for name in names:
         if name not in BENCHMARKS:
-            close = difflib.get_close_matches(name, BENCHMARKS, n=1)
+            close = difflib.get_close_matches(name, [*BENCHMARKS, "record=true"], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             parser.error(f"no benchmark {name!r}; expected of {', '.join(BENCHMARKS)}{hint}")
+    if "record=true" in words and names:
+        parser.error("record=true runs all benchmarks; leave the names out")
     console = Console()
-    for name in names:
-        console.print(build_table(name, BENCHMARKS[name]()))
+    measured = {}
+    for name in names or BENCHMARKS:
+        measured[name] = BENCHMARKS[name]()
+        console.print(build_table(name, measured[name]))
+    if "record=true" in words:
+        record(measured)
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ class ClusterReward:
         """
         weights = self.weights
         failed = (signals[:, _FAILED] - failed_before) * weights.latency_cap_s
-        busy_s = np.add(signals[:, _INDEPENDENT], signals[:, _DEPENDENT])
+        busy_s = signals[:, _INDEPENDENT] + signals[:, _DEPENDENT]
         return {
             "latency": -weights.latency * self._per_record_s * signals[:, _SYSTEM],
             "failure": -weights.failure * self._per_record_s * failed,
             "busy": -weights.busy * self._per_busy_s * busy_s,
-            "change": -weights.change * changed,
+            "change": np.where(changed, -weights.change, 0.0),
         }
