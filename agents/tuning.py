@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.pool import Pool
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,21 +68,28 @@ def evaluate_plans(
     size = max(1, _CLUSTERS_AT_ONCE // len(episodes.keys))
     chunks = [range(i, min(i + size, len(plans))) for i in range(0, len(plans), size)]
     result = np.full((len(plans), len(episodes.keys)), np.nan)
-    context = multiprocessing.get_context("spawn")
-    workers = min(processes or os.cpu_count() or 1, len(chunks))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {
-            pool.submit(mean_latencies_s, config, [plans[i] for i in chunk], episodes): chunk
-            for chunk in chunks
-        }
-        done = 0
-        try:
-            for job in as_completed(jobs):
-                chunk = jobs[job]
-                result[chunk.start : chunk.stop] = job.result()
-                done += len(chunk)
-                on_progress(done)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    work = [(config, [plans[i] for i in chunk], episodes, chunk.start) for chunk in chunks]
+    done = 0
+    with worker_pool(min(processes or os.cpu_count() or 1, len(chunks))) as pool:
+        for start, latencies in pool.imap_unordered(_evaluate_chunk, work):
+            result[start : start + len(latencies)] = latencies
+            done += len(latencies)
+            on_progress(done)
     return result
+
+
+def _evaluate_chunk(
+    work: tuple[StreamClusterConfig, list[Plan], Episodes, int],
+) -> tuple[int, NDArray[np.float64]]:
+    """Evaluate some of the plans; return the number of the first one and the latencies."""
+    config, plans, episodes, start = work
+    return start, mean_latencies_s(config, plans, episodes)
+
+
+def worker_pool(processes: int) -> Pool:
+    """Return a pool of worker processes that end with the `with` block, finished or not.
+
+    Ctrl-C is left to the parent: it leaves the block, which ends the workers at once.
+    """
+    context = multiprocessing.get_context("spawn")
+    return context.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN))

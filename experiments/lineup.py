@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from agents.api import BatchAgent, ConstantRows, Episodes, Separately
 from agents.bundle import BundleBatch
 from agents.clairvoyant import hindsight_schedule
 from agents.heuristics.random import RandomAgent
+from agents.tuning import worker_pool
 from envs.cluster.config import StreamClusterConfig
 from experiments.training import (
     BUNDLE,
@@ -96,23 +97,18 @@ def hindsight_rows(
 ) -> np.ndarray:
     """Return the schedules found with the true future, float64 [steps, N, len(PLAN_COLUMNS)]."""
     settings = config.size.clairvoyant
-    plans = candidate_plans(config, int(settings.candidates))
     n = len(episodes.keys)
+    search = partial(
+        hindsight_schedule,
+        world,
+        episodes,
+        candidates=candidate_plans(config, int(settings.candidates)),
+        segment_s=float(settings.segment_s),
+        passes=int(settings.passes),
+    )
     schedules = []
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(
-                hindsight_schedule,
-                world,
-                episodes,
-                k,
-                plans,
-                float(settings.segment_s),
-                int(settings.passes),
-            )
-            for k in range(n)
-        ]
-        for k, job in enumerate(jobs):
-            schedules.append(job.result())
+    with worker_pool(min(os.cpu_count() or 1, n)) as pool:
+        for k, schedule in enumerate(pool.imap(search, range(n))):
+            schedules.append(schedule)
             report("search with the true future", k + 1, n)
     return np.stack(schedules, axis=1)

@@ -4,49 +4,61 @@ from __future__ import annotations
 
 import os
 import queue
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
-from multiprocessing.managers import SyncManager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from agents.tuning import worker_pool
 from experiments.training import Report, train_agent
 
 
-def _train(content: dict[str, Any], messages: Any) -> str:
-    """Train one agent in a worker process, sending its progress home."""
-    config = OmegaConf.create(content)
-    run = train_agent(config, lambda *message: messages.put(message))
-    return str(run.path)
+def _train(work: tuple[dict[str, Any], Any, Any]) -> None:
+    """Train one agent in a worker process, sending its progress home.
+
+    A request to stop is noticed at the next progress report and handled like Ctrl-C, which leaves
+    a checkpoint.
+    """
+    content, messages, stop = work
+    if stop.is_set():
+        return
+
+    def report(what: str, done: int, total: int) -> None:
+        messages.put((what, done, total))
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    try:
+        train_agent(OmegaConf.create(content), report)
+    except KeyboardInterrupt:
+        if not stop.is_set():
+            raise
 
 
 def train_all(configs: list[DictConfig], report: Report) -> None:
     """Make several agents in parallel, as many at once as there are cores.
 
-    Interrupting it interrupts the workers too; each leaves its checkpoint.
+    Interrupting it lets every agent in training leave a checkpoint first.
 
     Args:
         configs: Settled configurations, one per agent.
         report: Told about the progress of each.
     """
-    context = get_context("spawn")
-    workers = min(len(configs), os.cpu_count() or 1)
     with (
-        SyncManager(ctx=context) as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        get_context("spawn").Manager() as manager,
+        worker_pool(min(len(configs), os.cpu_count() or 1)) as pool,
     ):
-        messages = manager.Queue()
-        plain = [OmegaConf.to_container(config, resolve=True) for config in configs]
-        jobs: set[Future[str]] = {pool.submit(_train, content, messages) for content in plain}
+        messages, stop = manager.Queue(), manager.Event()
+        plain: list[Any] = [OmegaConf.to_container(config, resolve=True) for config in configs]
+        result = pool.map_async(_train, [(c, messages, stop) for c in plain], chunksize=1)
         try:
-            while jobs:
-                done, jobs = wait(jobs, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not result.ready():
+                result.wait(0.2)
                 _forward(messages, report)
-                for job in done:
-                    job.result()
+            result.get()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()
+            result.wait()
             raise
 
 
