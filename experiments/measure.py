@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
@@ -46,6 +47,8 @@ def real_jobs(application: Application) -> StreamJobs:
             f"application {application.name!r} exists in the simulator only; real jobs exist for "
             f"{SECURITY_EVENTS.name!r}"
         )
+    # Threads of torch's own would compete with the slots, and on a busy machine wait for each other.
+    torch.set_num_threads(1)
     return security_jobs(application=application)
 
 

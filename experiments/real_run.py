@@ -122,7 +122,7 @@ def run_for_real(
         at_horizon = executor.snapshot()
         executor.wait(PATIENCE_S)
     last, reports = executor.snapshot(), executor.reports
-    _check_counts(last, reports, expected)
+    check_counts(last, reports, expected)
     decisions = tuple(controller.decisions)
     seen = [decision.snapshot for decision in decisions[1:]] + [at_horizon]
     empty = np.zeros((0, len(REPORT_COLUMNS)))
@@ -157,8 +157,13 @@ def arriving(world: StreamClusterConfig) -> NDArray[np.int64]:
     return counts
 
 
-def _check_counts(last: Snapshot, reports: tuple[Report, ...], expected: int) -> None:
+def check_counts(last: Snapshot, reports: tuple[Report, ...], expected: int) -> None:
     """Refuse a run that lost or doubled a record.
+
+    Args:
+        last: Taken when the executor had stopped.
+        reports: Of all batches.
+        expected: How many records were sent.
 
     Raises:
         RuntimeError: Says which counts disagree.
