@@ -71,7 +71,7 @@ class FieldActions:
     share: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     policies: tuple[Policy, ...] = (Policy.FIFO, Policy.FAIR)
     parallelism: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16)
-    interval_s: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    interval_s: tuple[float, ...] = (0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
     idle_batches: tuple[int, ...] = (0, 1, 2, 4)
 
     def __post_init__(self) -> None:
