@@ -249,7 +249,7 @@ def test_masks_follow_the_plan_in_force() -> None:
         env.step(names.index("interval_s_down"))
     off = {name for name, on in zip(names, env.action_masks(), strict=True) if not on}
     assert off == {"share_down", "share_up", "interval_s_down"}
-    assert env.clusters.plans[0, PLAN_COLUMNS.index("batch_interval_s")] == 0.25
+    assert env.clusters.plans[0, PLAN_COLUMNS.index("batch_interval_s")] == 0.1
     many = StreamClusterVectorEnv(3, _config("fields"))
     many.reset(seed=1)
     assert many.action_masks().shape == (3, sum(many.config.actions.nvec))
