@@ -47,7 +47,7 @@ def real_jobs(application: Application) -> StreamJobs:
             f"application {application.name!r} exists in the simulator only; real jobs exist for "
             f"{SECURITY_EVENTS.name!r}"
         )
-    # Threads of torch's own would compete with the slots, and on a busy machine wait for each other.
+    # More threads of torch would compete with the slots, and wait for each other on a busy machine.
     torch.set_num_threads(1)
     return security_jobs(application=application)
 
