@@ -52,7 +52,7 @@ test: $(STAMP) ## Run the tests (ARGS="tests/runtime -k plan")
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Measure speed against the budgets
+bench: $(STAMP) ## Measure speed against the budgets (ARGS=record=true writes claims)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: reproduce
@@ -63,14 +63,14 @@ reproduce: $(STAMP) ## Run the whole flow (SIZE=paper record=true makes results/
 measure train compare export drive: $(STAMP)
 	$(BIN)/python -m experiments.$@ size=$(SIZE) $(ARGS)
 measure: ## Profile real execution on this machine
-train: ## Train an agent (ARGS="agent=ppo workload=sine")
+train: ## Train an agent (ARGS="agent=ppo workload=diurnal")
 compare: ## Compare agents on held-out data
 export: ## Export a trained agent as a policy bundle
 drive: ## Drive real execution with an agent or a bundle
 
 .PHONY: readme
-readme: $(STAMP) ## Renew the README's table of figures from the claims
-	$(BIN)/python -m experiments.claims
+readme: $(STAMP) ## Renew what the README generates: tables and picture
+	$(BIN)/python -m experiments.readme
 
 .PHONY: lock
 lock: $(STAMP) ## Renew requirements.lock for every platform

@@ -13,17 +13,29 @@ import numpy as np
 
 from agents.export import bundle_of, network_of
 from agents.learned import PPOPreset, make_ppo, torch_threads
-from benchmarks.engine import PERIOD_S, TICK_S, Workload
+from benchmarks.engine import HARD, PERIOD_S, TICK_S, Workload
 from benchmarks.rows import BenchmarkRow, Timing, measure
 from envs.cluster.config import StreamClusterConfig, default_config
 from envs.cluster.env import StreamClusterEnv, StreamClusterVectorEnv
+from runtime.cluster.actions import FieldActions
 from runtime.policy import BundlePolicy
 from runtime.snapshot import Snapshot
 from simulators.arrivals import PoissonArrivals
 
 SINGLE_AIM, PPO_AIM = 100_000, 50_000  # steps per second
 DECISION_AIM_US, DECISION_P99_AIM_US = 50, 200
-_ACTION = np.array([1, 4, 0, 0, 5, 5, 0])  # hard pools, share 0.5, FIFO, P = 8, interval 2 s
+_LEVELS = FieldActions()
+_ACTION = np.array(  # the plan of the budget's workload
+    [
+        _LEVELS.pools.index(HARD.pools),
+        _LEVELS.share.index(HARD.share),
+        _LEVELS.policies.index(HARD.independent_policy),
+        _LEVELS.policies.index(HARD.dependent_policy),
+        _LEVELS.parallelism.index(HARD.parallelism),
+        _LEVELS.interval_s.index(HARD.batch_interval_s),
+        _LEVELS.idle_batches.index(HARD.idle_batches),
+    ]
+)
 
 
 def budget_world() -> StreamClusterConfig:
@@ -38,6 +50,7 @@ def budget_world() -> StreamClusterConfig:
         starts=(0, 10_000),
         period_s=PERIOD_S,
         initial_plan=workload.plan,
+        actions=_LEVELS,
     )
 
 

@@ -1,4 +1,4 @@
-"""Gymnasium environments of Rheostat."""
+"""Gymnasium environments of Rheostat; importing this package registers them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import gymnasium
 
 STREAM_CLUSTER = "rheostat/StreamCluster-v0"
 
-
-def register() -> None:
-    """Register the environments; Gymnasium also calls this as a plugin."""
-    if STREAM_CLUSTER not in gymnasium.registry:
-        gymnasium.register(
-            id=STREAM_CLUSTER,
-            entry_point="envs.cluster.env:StreamClusterEnv",
-            vector_entry_point="envs.cluster.env:StreamClusterVectorEnv",
-        )
+gymnasium.register(
+    id=STREAM_CLUSTER,
+    entry_point="envs.cluster.env:StreamClusterEnv",
+    vector_entry_point="envs.cluster.env:StreamClusterVectorEnv",
+)

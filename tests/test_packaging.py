@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import subprocess
 import sys
@@ -46,14 +45,9 @@ def test_imports_neither_torch_nor_stable_baselines3(package: str, tmp_path: Pat
     assert heavy == "[]"
 
 
-def test_environments_are_a_gymnasium_plugin() -> None:
-    (plugin,) = (
-        entry
-        for entry in importlib.metadata.entry_points(group="gymnasium.envs")
-        if entry.name == "rheostat"
-    )
-    assert plugin.value == "envs:register"
-    assert callable(plugin.load())
+def test_gymnasium_finds_the_environments(tmp_path: Path) -> None:
+    code = "import gymnasium\nprint(gymnasium.make('envs:rheostat/StreamCluster-v0').spec.id)"
+    assert run_python(code, tmp_path) == "rheostat/StreamCluster-v0"
 
 
 def test_lock_pins_every_direct_dependency() -> None:

@@ -53,7 +53,6 @@ def _actions(env: gymnasium.Env[Any, Any], n: int, seed: int = 0) -> list[Any]:
 
 
 def _ours() -> list[str]:
-    envs.register()
     return sorted(name for name in gymnasium.registry if name.startswith("rheostat/"))
 
 
