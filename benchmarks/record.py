@@ -140,7 +140,8 @@ def record(measured: dict[str, list[BenchmarkRow]]) -> None:
     frames = [asdict(row) | {"benchmark": name} for name, rows in measured.items() for row in rows]
     write_csv(REFERENCE / TABLE, pd.DataFrame(frames))
     rows = {row.name: row for group in measured.values() for row in group}
-    record_claims([claim_of(budget, rows) for budget in BUDGETS], record=True)
+    claims = [claim_of(budget, rows) for budget in BUDGETS]
+    record_claims(claims, record=True, reference=REFERENCE)
 
 
 def claim_of(budget: Budget, rows: Rows) -> Claim:

@@ -64,7 +64,7 @@ def record_reference(config: DictConfig, tables: Path, compared: list[RunFolder]
         *_throughput(pd.read_csv(REFERENCE / "throughput.csv"), maker),
         *_real(pd.read_csv(REFERENCE / "real.csv"), maker),
     ]
-    record_claims(claims, record=True)
+    record_claims(claims, record=True, reference=REFERENCE)
 
 
 class _Maker:
