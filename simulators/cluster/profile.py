@@ -72,9 +72,7 @@ class StageCost:
                 "scale fixed_s and per_record_s instead)"
             )
         if not 0.0 <= self.failure_probability < 1.0:
-            raise ValueError(
-                f"failure_probability is {self.failure_probability}; expected [0, 1)"
-            )
+            raise ValueError(f"failure_probability is {self.failure_probability}; expected [0, 1)")
 
     def mean_task_s(self, records: float, busy: int = 1) -> float:
         """Return the mean time of a task, seconds.
