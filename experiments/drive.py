@@ -56,6 +56,8 @@ from simulators.cluster.metrics import is_stable
 ROWS, REPORTS, DECISIONS, INPUTS = "rows.csv", "reports.csv.gz", "decisions.jsonl", "inputs.json"
 BASELINE = "spark_default"
 WARM_UP_S = 2.0
+TRUSTED_REPETITIONS = 10
+"""With fewer a bootstrap interval is too narrow (see `experiments.statistics`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,8 +329,8 @@ def show(run: RunFolder) -> None:
     if BASELINE in set(rows["agent"]) and rows["agent"].nunique() > 1:
         change = changes(rows)
         show_table(f"measured mean latency against {BASELINE}", change, list(change.columns))
-        if n == 1:
-            say("one repetition has no interval; raise size.drive.repetitions")
+        if n < TRUSTED_REPETITIONS:
+            say(f"{n} repetitions: too few to trust an interval; raise size.drive.repetitions")
     left = rows.loc[(rows["source"] == "measured") & (rows["unfinished"] > 0), "agent"]
     if len(left):
         names = ", ".join(dict.fromkeys(left))
