@@ -20,6 +20,8 @@ from agents.distributions import PaddedMultiCategorical
 from agents.vec_env import ClusterVecEnv
 from envs.cluster.clusters import Clusters
 from envs.cluster.config import StreamClusterConfig
+from runtime.cluster.actions import FieldActions
+from runtime.plan import Plan
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -43,6 +45,8 @@ class PPOPreset:
         clip_range: Of the policy ratio.
         log_scale_s: See `ClusterVecEnv`; 0 learns from the reward itself.
         net: Widths of the hidden layers, tanh, separate for policy and value.
+        start_bias: Added to the preferences of the levels of the plan that learning starts from:
+            exp(start_bias) times as likely as any other level at first.
     """
 
     n_envs: int = 128
@@ -50,19 +54,22 @@ class PPOPreset:
     batch_size: int = 2048
     n_epochs: int = 5
     learning_rate: float = 1e-3
-    gamma: float = 0.985
+    gamma: float = 0.995
     gae_lambda: float = 0.95
     ent_coef: float = 0.002
     clip_range: float = 0.2
-    log_scale_s: float = 0.1
+    log_scale_s: float = 0.3
     net: tuple[int, ...] = (64, 64)
+    start_bias: float = 2.0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self) | {"net": list(self.net)}
 
 
-def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
+def make_ppo(
+    preset: PPOPreset, config: StreamClusterConfig, seed: int, start: Plan | None = None
+) -> PPO:
     """Build an untrained PPO agent with its own training clusters.
 
     Rewards are divided by a running deviation of the discounted return (`VecNormalize`);
@@ -72,6 +79,7 @@ def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
         preset: Hyperparameters.
         config: The simulated world, with training arrivals.
         seed: Seed of network, exploration and clusters.
+        start: A plan to prefer at first, so that learning improves on it; needs `FieldActions`.
     """
     clusters = VecNormalize(
         ClusterVecEnv(config, preset.n_envs, preset.log_scale_s), norm_obs=False, gamma=preset.gamma
@@ -94,7 +102,19 @@ def make_ppo(preset: PPOPreset, config: StreamClusterConfig, seed: int) -> PPO:
     )
     if len(config.actions.nvec) > 1:
         model.policy.action_dist = PaddedMultiCategorical(list(config.actions.nvec))
+    if start is not None:
+        _prefer(model, config, start, preset.start_bias)
     return model
+
+
+def _prefer(model: PPO, config: StreamClusterConfig, plan: Plan, bias: float) -> None:
+    """Make the levels of a plan likelier; an untrained action layer hardly looks at its input."""
+    if not isinstance(config.actions, FieldActions):
+        raise ValueError("learning can start from a plan only where actions are fields of a plan")
+    nvec = config.actions.nvec
+    first = np.concatenate([[0], np.cumsum(nvec)[:-1]])
+    with torch.no_grad():
+        model.policy.action_net.bias[first + config.actions.nearest(plan)] += bias
 
 
 @contextlib.contextmanager

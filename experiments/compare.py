@@ -16,7 +16,7 @@ from agents.api import Rollout, run_episodes
 from agents.clairvoyant import ScheduleRows
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
-from experiments.console import CONSOLE, progress_bar, show_table
+from experiments.console import CONSOLE, progress_bar, say, show_table, shown_path
 from experiments.files import write_csv
 from experiments.lineup import Entrant, hindsight_rows, line_up
 from experiments.record import RunFolder, open_run
@@ -29,6 +29,17 @@ from simulators.cluster.metrics import is_stable
 
 ROWS, SUMMARY, TIMELINE = "rows.csv", "summary.csv", "timeline.csv.gz"
 REFERENCE_AGENT = "clairvoyant"
+SHOWN = {
+    "agent": "agent",
+    "seeds": "seeds",
+    "mean_s": "mean",
+    "iqm_s": "iqm",
+    "p95_s": "p95",
+    "stable": "stable",
+    "vs_spark_default_%": "vs spark %",
+    "vs_static_best_%": "vs static %",
+}
+"""Columns of a summary that are shown on the screen, with their headings."""
 _PLAN_FIELDS = ("pools", "share", "parallelism", "batch_interval_s", "idle_batches")
 
 
@@ -54,6 +65,7 @@ def compare(config: DictConfig, report: Report = silent) -> RunFolder:
         rows += _rows(config, world, entrant, rollout)
         if entrant.train_seed == 0:
             timelines.append(_timeline(entrant.name, rollout))
+    report("held-out episodes", len(entrants), len(entrants))
     schedule = ScheduleRows(hindsight_rows(config, world, episodes, report))
     searched = Entrant("hindsight_search", 0, schedule)
     rows += _rows(config, world, searched, run_episodes(world, schedule, episodes))
@@ -179,11 +191,10 @@ def task(config: DictConfig) -> None:
             ),
         )
     summary = pd.read_csv(run.path / SUMMARY)
-    columns = ["agent", "seeds", "mean_s", "iqm_s", "p95_s", "stable", "vs_spark_default_%"]
-    show_table(f"held-out latency, load {config.workload.load:g}", summary, columns)
+    show_table(f"held-out latency (s), load {config.workload.load:g}", summary, SHOWN)
     rows = pd.read_csv(run.path / ROWS)
     CONSOLE.print(f"headroom over static best: {headroom(rows):.1f} %")
-    CONSOLE.print(f"rows, summary and timeline: {run.path}")
+    say(f"rows, summary and timeline: {shown_path(run.path)}")
 
 
 if __name__ == "__main__":

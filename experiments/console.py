@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+from experiments.errors import REPOSITORY
 
 CONSOLE = Console()
 
@@ -36,12 +39,24 @@ def say(line: str) -> None:
     CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_table(title: str, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Print some columns of a table, numbers with three significant digits."""
+def shown_path(path: Path) -> Path:
+    """Return a path as it is shown: inside the repository relative to it."""
+    return path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+
+
+def show_table(title: str, table: pd.DataFrame, columns: Sequence[str] | Mapping[str, str]) -> None:
+    """Print some columns of a table, numbers with three significant digits.
+
+    Args:
+        title: Stands above it.
+        table: Has the columns.
+        columns: Their names; a mapping gives headings to names.
+    """
+    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns}
     screen = Table(title=title)
-    for column in columns:
+    for column, heading in headings.items():
         numeric = pd.api.types.is_numeric_dtype(table[column])
-        screen.add_column(column, justify="right" if numeric else "left")
+        screen.add_column(heading, justify="right" if numeric else "left")
     for row in table[list(columns)].itertuples(index=False):
         screen.add_row(*_cells(row))
     CONSOLE.print(screen)

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.cluster.config import CAPACITY_INTERVAL_S
 from experiments.cli import run_main
-from experiments.console import progress_bar, say, show_table
-from experiments.errors import REPOSITORY, ConfigError
+from experiments.console import progress_bar, say, show_table, shown_path
+from experiments.errors import ConfigError
 from experiments.files import write_csv
 from experiments.provenance import command_line, machine, machine_summary
 from experiments.record import COMPLETE, RunFolder, open_run, run_path
@@ -73,6 +73,7 @@ def measure(config: DictConfig, report: Report = silent) -> RunFolder:
     report("preparing the jobs", 0, 100)
     application, declared = application_of(config)
     jobs = real_jobs(application)
+    report("preparing the jobs", 100, 100)
     slots = int(config.env.slots or declared.slots)
     table = _task_times(config, jobs, slots, report)
     origin = f"measured on {machine_summary()} by `{command_line()}`"
@@ -137,7 +138,7 @@ def task(config: DictConfig) -> None:
     columns = ["job", "stage", "tasks", "mean_s", "p95 error %", "explained %"]
     show_table("task times and how well the model describes them", table, columns)
     path = run.path / PROFILE
-    shown = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
+    shown = shown_path(path)
     say(f"profile: {shown}")
     # Hydra wants a value with '=' in it in quotes, and the shell wants these in quotes, too.
     say(f"to simulate this machine add: 'env.profile=\"{shown}\"'")

@@ -14,8 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import figures
 from experiments.cli import CONF, run_main
-from experiments.compare import REFERENCE_AGENT, ROWS, SUMMARY, TIMELINE, compare, headroom
-from experiments.console import CONSOLE, progress_bar, show_table
+from experiments.compare import (
+    REFERENCE_AGENT,
+    ROWS,
+    SHOWN,
+    SUMMARY,
+    TIMELINE,
+    compare,
+    headroom,
+)
+from experiments.console import CONSOLE, progress_bar, say, show_table, shown_path
 from experiments.drive import drive
 from experiments.errors import REPOSITORY
 from experiments.figure_style import save_figure
@@ -61,11 +69,12 @@ def with_fixed_interval(config: DictConfig) -> DictConfig:
 
 def verified(config: DictConfig, report: Report) -> list[RunFolder]:
     """Drive fixed plans beside their prediction, where the size asks for it."""
-    if not config.size.verify:
+    repetitions = int(config.size.verify_repetitions)
+    if repetitions == 0:
         return []
     study = OmegaConf.load(CONF / "study" / "verify.yaml")
-    once = {"size": {"drive": {"repetitions": 1}}}
-    return [drive(cast("DictConfig", OmegaConf.merge(config, study, once)), report)]
+    own = {"size": {"drive": {"repetitions": repetitions}}}
+    return [drive(cast("DictConfig", OmegaConf.merge(config, study, own)), report)]
 
 
 def worlds_of(config: DictConfig) -> list[DictConfig]:
@@ -157,18 +166,19 @@ def last_words(config: DictConfig, compared: list[RunFolder], driven: RunFolder)
     error = 100.0 * (wide["simulated"] / wide["measured"] - 1.0).abs().median()
     ppo, spark = summary.loc["ppo"], summary.loc["spark_default"]
     CONSOLE.rule(f"{config.size.name}: what came out")
-    CONSOLE.print(
+    say(
         f"1. simulated, load {MAIN_LOAD}: mean latency ppo {ppo['mean_s']:.2f} s, spark_default "
         f"{spark['mean_s']:.2f} s, static_best {summary.loc['static_best', 'mean_s']:.2f} s, "
         f"clairvoyant {summary.loc[REFERENCE_AGENT, 'mean_s']:.2f} s"
     )
-    CONSOLE.print(f"2. headroom over the best constant plan without a trigger: {room:.0f} %")
-    CONSOLE.print(
+    say(f"2. headroom over the best constant plan without a trigger: {room:.0f} %")
+    say(
         f"3. real torch execution: mean latency ppo {measured['ppo']:.2f} s, spark_default "
         f"{measured['spark_default']:.2f} s"
     )
-    CONSOLE.print(f"4. predicted against measured mean latency: median error {error:.0f} %")
-    CONSOLE.print(f"5. tables and figures: {_tables(config)}   bundle: {_bundle(config)}")
+    say(f"4. predicted against measured mean latency: median error {error:.0f} %")
+    folder, bundle = (shown_path(path) for path in (_tables(config), _bundle(config)))
+    say(f"5. tables and figures: {folder}   bundle: {bundle}")
     if config.size.name != "paper":
         CONSOLE.print("(this size shows the machinery and makes no claim)", style="dim")
 
@@ -197,8 +207,7 @@ def reproduce(config: DictConfig, report: Report) -> None:
     for run in compared:
         load, env = run.config["workload"]["load"], run.config["env"]["name"]
         summary = pd.read_csv(run.path / SUMMARY)
-        columns = ["agent", "seeds", "mean_s", "iqm_s", "p95_s", "stable", "vs_spark_default_%"]
-        show_table(f"{env}, load {load:g}: held-out latency (s)", summary, columns)
+        show_table(f"{env}, load {load:g}: held-out latency (s)", summary, SHOWN)
     show_table("throughput (simulated)", bisected, ["agent", "train_seed", "load", "rate_per_s"])
     record_reference(config, _tables(config), compared)
     last_words(main, compared, driven)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,11 +138,14 @@ def _levels(config: DictConfig, actions: FieldActions) -> dict[str, tuple[float,
 
 def tuned_plans(config: DictConfig, report: Report = silent) -> dict[str, Plan]:
     """Return the tuned constant plans by agent name, tuning them if that has not been done."""
-    import json
-
-    run = train_agent(with_agent(config, "constants"), report)
-    content = json.loads((run.path / TUNED).read_text())
+    content = read_tuned(train_agent(with_agent(config, "constants"), report))
     return {name: Plan.from_mapping(entry["plan"]) for name, entry in content.items()}
+
+
+def read_tuned(run: RunFolder) -> dict[str, Any]:
+    """Return what the tuning of constant plans found, by family: plan and `training_mean_s`."""
+    content: dict[str, Any] = json.loads((run.path / TUNED).read_text())
+    return content
 
 
 def sweep_table(config: DictConfig) -> pd.DataFrame:
@@ -158,7 +162,8 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     fields = cast("dict[str, Any]", OmegaConf.to_container(config.agent.preset, resolve=True))
     fields["net"] = tuple(fields["net"])
     preset = PPOPreset(**fields)
-    model = make_ppo(preset, world, int(config.seed))
+    start = None if config.agent.start is None else _starting_plan(config, report)
+    model = make_ppo(preset, world, int(config.seed), start)
     total = int(config.agent.timesteps)
     what = f"ppo, load {config.workload.load:g}, seed {config.seed}"
     train(model, total, run.path, lambda steps: report(what, min(steps, total), total))
@@ -168,6 +173,15 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     if not bundle.exists():
         export_ppo(model, world, bundle, origin)
     report(what, total, total)
+
+
+def _starting_plan(config: DictConfig, report: Report) -> Plan:
+    """Return the constant plan that is best on training data, of any family."""
+    search = {"name": "constants", "kind": "constants", **config.agent.start}
+    own = OmegaConf.merge(config, {"agent": None}, {"agent": search, "seed": 0})
+    content = read_tuned(train_agent(cast("DictConfig", own), report))
+    best = min(content.values(), key=lambda entry: float(entry["training_mean_s"]))
+    return Plan.from_mapping(best["plan"])
 
 
 def seeds_of(config: DictConfig) -> list[int]:

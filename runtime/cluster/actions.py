@@ -119,6 +119,12 @@ class FieldActions:
         rows[:, :-1] = self._table[_FIELD_COLUMNS, actions]
         return rows
 
+    def nearest(self, plan: Plan) -> NDArray[np.int64]:
+        """Return the choice whose plan is nearest to a plan in every field, int64 [len(nvec)]."""
+        values = plan.to_row()[_FIELD_COLUMNS].tolist()
+        pairs = zip(self._levels(), values, strict=True)
+        return np.array([np.abs(np.asarray(levels) - value).argmin() for levels, value in pairs])
+
     @cached_property
     def _table(self) -> NDArray[np.float64]:
         """Levels of every field, float64 [fields, most levels], filled up with zeros."""

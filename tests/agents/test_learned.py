@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.api import Episodes, run_episodes
+from agents.api import ConstantRows, Episodes, run_episodes
 from agents.bundle import BundleBatch
 from agents.export import (
     ExportError,
@@ -29,6 +29,8 @@ from agents.learned import (
 from agents.vec_env import ClusterVecEnv
 from envs.cluster.config import StreamClusterConfig
 from envs.cluster.env import StreamClusterVectorEnv
+from runtime.cluster.actions import ListedActions
+from runtime.plan import Plan, Policy, Pools
 from runtime.policy import Bundle, Network
 
 PRESET = PPOPreset(n_envs=8, n_steps=16, batch_size=64, n_epochs=2, net=(16, 16))
@@ -70,6 +72,17 @@ def test_learner_may_see_the_logarithm_but_returns_keep_the_reward(
         np.testing.assert_allclose(seen, -np.log1p(-reward / 0.5), rtol=1e-5)
         returns += reward
     np.testing.assert_allclose([i["episode"]["r"] for i in infos], returns, rtol=1e-5)
+
+
+def test_learning_starts_from_a_plan(world: StreamClusterConfig, episodes: Episodes) -> None:
+    plan = Plan(Pools.SOFT, 0.7, Policy.FAIR, Policy.FIFO, 4, 0.5, idle_batches=1)
+    constant = ConstantRows(np.tile(plan.to_row(), (len(episodes.keys), 1)))
+    started = LearnedBatch(make_ppo(PRESET, world, seed=0, start=plan))
+    expected = run_episodes(world, constant, episodes).signals
+    np.testing.assert_array_equal(run_episodes(world, started, episodes).signals, expected)
+    listed = replace(world, actions=ListedActions({"a": plan, "b": Plan()}))
+    with pytest.raises(ValueError, match="only where actions are fields"):
+        make_ppo(PRESET, listed, seed=0, start=plan)
 
 
 def test_training_is_reproducible_and_resumes(world: StreamClusterConfig, tmp_path: Path) -> None:

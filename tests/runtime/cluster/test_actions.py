@@ -54,6 +54,12 @@ def test_each_field_has_its_own_choice() -> None:
     assert FIELDS.names == ()
 
 
+def test_the_nearest_choice_decodes_to_the_nearest_levels() -> None:
+    plan = Plan(Pools.SINGLE, 0.7, Policy.FAIR, Policy.FAIR, 3, 0.9, idle_batches=2)
+    nearest = Plan.from_row(FIELDS.decode(FIELDS.nearest(plan)[None], np.zeros((1, 8)))[0])
+    assert nearest == Plan(Pools.SINGLE, 0.8, Policy.FAIR, Policy.FAIR, 4, 1.0, idle_batches=2)
+
+
 def test_listed_plans_keep_their_order_and_every_field() -> None:
     codec = ListedActions(PLANS)
     assert (codec.nvec, codec.names) == ((2,), ("calm", "busy"))
