@@ -123,7 +123,7 @@ def _throughput(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
     for rival in ("spark_default", "static_best"):
         gain = 100.0 * (rates["ppo"] / rates[rival] - 1.0)
         name = f"sim.throughput.ppo-vs-{rival.replace('_', '-')}"
-        what = f"throughput by bisection, ppo against {rival}, simulated"
+        what = f"throughput by bisection, ppo against {rival}, simulated, both made for load 0.7"
         aim = THROUGHPUT_AIM if rival == "spark_default" else None
         value = Estimate(float(gain), float("nan"), float("nan"))
         yield make(name, what, value, "%", "throughput.csv", aim)

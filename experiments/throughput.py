@@ -16,7 +16,7 @@ from runtime.snapshot import SIGNAL_INDEX
 from simulators.arrivals import PoissonArrivals
 from simulators.cluster.metrics import is_stable
 
-LOWEST, HIGHEST = 0.1, 1.6  # loads between which the limit is searched
+LOWEST, HIGHEST = 0.1, 3.0  # loads between which the limit is searched
 
 
 def keeps_up(world: StreamClusterConfig, entrant: Entrant, load: float, n: int) -> bool:
