@@ -14,6 +14,9 @@ from envs.cluster.config import StreamClusterConfig
 from runtime.plan import Plan
 from runtime.snapshot import REPORT_COLUMNS, SIGNAL_INDEX, Snapshot
 
+_SYSTEM = SIGNAL_INDEX["system_record_s"]
+_IN = SIGNAL_INDEX["records_in"]
+_FAILED = SIGNAL_INDEX["records_failed"]
 _LEFT = [SIGNAL_INDEX["records_uncut"], SIGNAL_INDEX["records_pending"]]
 
 
@@ -157,6 +160,28 @@ def run_episodes(
         signals=np.stack(signals),
         unfinished=engine.signals[:, _LEFT].sum(axis=1).astype(np.int64),
     )
+
+
+def mean_latencies_s(
+    config: StreamClusterConfig, agent: BatchAgent, episodes: Episodes
+) -> NDArray[np.float64]:
+    """Return an agent's mean latency in each episode, float64 [N], seconds.
+
+    By Little's law: the integral of records in the system up to the horizon over the records that
+    arrived, failed records at the latency cap; this is what the reward sums.
+    """
+    clusters = Clusters(config, len(episodes.keys))
+    observation = clusters.begin(episodes.keys, episodes.starts)
+    agent.begin(clusters)
+    signals = clusters.engine.signals
+    area = np.zeros(clusters.n)
+    over = False
+    while not over:
+        observation, _, over = clusters.step_rows(agent.propose(observation, signals))
+        area += signals[:, _SYSTEM]
+    area += signals[:, _FAILED] * config.reward.latency_cap_s
+    result: NDArray[np.float64] = area / np.maximum(signals[:, _IN], 1.0)
+    return result
 
 
 def _collect(clusters: Clusters, reports: list[list[NDArray[np.float64]]]) -> None:

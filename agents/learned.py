@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents.api import BatchAgent
 from agents.distributions import PaddedMultiCategorical
 from agents.vec_env import ClusterVecEnv
 from envs.cluster.clusters import Clusters
@@ -23,7 +24,9 @@ from envs.cluster.config import StreamClusterConfig
 from runtime.cluster.actions import FieldActions
 from runtime.plan import Plan
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
+Score = Callable[[BatchAgent], float]
+"""Judges a policy on training data; lower is better."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ class PPOPreset:
     gae_lambda: float = 0.95
     ent_coef: float = 0.002
     clip_range: float = 0.2
-    log_scale_s: float = 0.3
+    log_scale_s: float = 1.0
     net: tuple[int, ...] = (64, 64)
-    start_bias: float = 2.0
+    start_bias: float = 3.0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values."""
@@ -141,10 +144,14 @@ def save_checkpoint(model: PPO, folder: Path) -> None:
         "return_count": float(normaliser.ret_rms.count),
         "torch_rng": torch.get_rng_state(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{CHECKPOINT}.tmp"
+    _save(content, folder / CHECKPOINT)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
     torch.save(content, temporary)
-    temporary.replace(folder / CHECKPOINT)
+    temporary.replace(path)
 
 
 def load_checkpoint(model: PPO, folder: Path) -> bool:
@@ -174,16 +181,50 @@ def load_checkpoint(model: PPO, folder: Path) -> bool:
     return True
 
 
-class _Progress(BaseCallback):
-    """Reports steps and writes checkpoints between updates."""
+class _BestPolicy:
+    """Keeps the policy that scored best on training data: the last one is rarely the best."""
 
-    def __init__(self, folder: Path, every: int, on_progress: Callable[[int], None]) -> None:
+    def __init__(self, model: PPO, folder: Path, score: Score) -> None:
+        self._model, self._path, self._score = model, folder / BEST, score
+
+    def judge(self) -> float:
+        """Score the present policy, keep it if it is the best so far, and return the score."""
+        score = self._score(LearnedBatch(self._model))
+        if not self._path.exists() or score < self._read()["score"]:
+            content = {"score": score, "timesteps": self._model.num_timesteps}
+            _save(content | {"policy": self._model.policy.state_dict()}, self._path)
+        return score
+
+    def restore(self) -> None:
+        """Give the model the best policy."""
+        self._model.policy.load_state_dict(self._read()["policy"])
+
+    def _read(self) -> dict[str, Any]:
+        content: dict[str, Any] = torch.load(self._path, weights_only=True)
+        return content
+
+
+class _Progress(BaseCallback):
+    """Reports steps, judges the policy and writes checkpoints between updates."""
+
+    def __init__(
+        self,
+        folder: Path,
+        every: int,
+        on_progress: Callable[[int], None],
+        best: _BestPolicy | None,
+    ) -> None:
         super().__init__()
-        self._folder, self._every, self._on_progress = folder, every, on_progress
+        self._folder, self._every, self._on_progress, self._best = folder, every, on_progress, best
         self._next = 0
 
     def _on_training_start(self) -> None:
         self._next = self.num_timesteps + self._every
+        self._judge()
+
+    def _judge(self) -> None:
+        if self._best is not None:
+            self.logger.record("train_part/score", self._best.judge())
 
     def _on_step(self) -> bool:
         return True
@@ -191,6 +232,7 @@ class _Progress(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._on_progress(self.num_timesteps)
         if self.num_timesteps >= self._next:
+            self._judge()
             save_checkpoint(self.model, self._folder)  # type: ignore[arg-type]
             self._next = self.num_timesteps + self._every
 
@@ -200,7 +242,8 @@ def train(
     timesteps: int,
     folder: Path,
     on_progress: Callable[[int], None] = lambda steps: None,
-    checkpoint_every: int = 500_000,
+    score: Score | None = None,
+    checkpoint_every: int = 100_000,
 ) -> None:
     """Train up to a total number of decisions, from the last checkpoint if there is one.
 
@@ -209,23 +252,28 @@ def train(
     Args:
         model: An agent of `make_ppo`.
         timesteps: Total decisions, earlier starts included.
-        folder: Where checkpoint, progress*.csv and TensorBoard files go.
+        folder: Where checkpoints, progress*.csv and TensorBoard files go.
         on_progress: Told the decisions so far, between updates.
+        score: Judges the policy before, at every checkpoint and after training; the model ends up
+            with the best one. None: with the last one.
         checkpoint_every: Decisions between checkpoints.
     """
     resumed = load_checkpoint(model, folder)
+    best = None if score is None else _BestPolicy(model, folder, score)
     left = timesteps - model.num_timesteps
-    if left <= 0:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    model.set_logger(_logger(folder, f"_{model.num_timesteps}" if resumed else ""))
-    callback = _Progress(folder, checkpoint_every, on_progress)
-    with torch_threads(1):
-        try:
-            model.learn(left, callback, reset_num_timesteps=not resumed, log_interval=1)
-        finally:
-            save_checkpoint(model, folder)
-            model.logger.close()
+    if left > 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.set_logger(_logger(folder, f"_{model.num_timesteps}" if resumed else ""))
+        callback = _Progress(folder, checkpoint_every, on_progress, best)
+        with torch_threads(1):
+            try:
+                model.learn(left, callback, reset_num_timesteps=not resumed, log_interval=1)
+            finally:
+                save_checkpoint(model, folder)
+                model.logger.close()
+    if best is not None:
+        best.judge()
+        best.restore()
 
 
 def _logger(folder: Path, suffix: str) -> Logger:

@@ -11,42 +11,26 @@ from multiprocessing.pool import Pool
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.api import Episodes
-from envs.cluster.clusters import Clusters
+from agents.api import ConstantRows, Episodes, mean_latencies_s
 from envs.cluster.config import StreamClusterConfig
 from runtime.plan import Plan
-from runtime.snapshot import SIGNAL_INDEX
 
-_SYSTEM = SIGNAL_INDEX["system_record_s"]
-_IN = SIGNAL_INDEX["records_in"]
-_FAILED = SIGNAL_INDEX["records_failed"]
 _CLUSTERS_AT_ONCE = 256
 
 
-def mean_latencies_s(
+def plan_latencies_s(
     config: StreamClusterConfig, plans: Sequence[Plan], episodes: Episodes
 ) -> NDArray[np.float64]:
     """Return the mean latency of each constant plan in each episode.
 
-    By Little's law: the integral of records in the system up to the horizon over the records that
-    arrived, failed records at the latency cap; this is what the reward sums.
-
     Returns:
-        float64 [plans, episodes], seconds.
+        float64 [plans, episodes], seconds; see `agents.api.mean_latencies_s`.
     """
-    n = len(episodes.keys)
     rows = np.stack([plan.to_row() for plan in plans])
-    clusters = Clusters(config, len(plans) * n)
-    clusters.begin(np.tile(episodes.keys, len(plans)), np.tile(episodes.starts, len(plans)))
-    proposed = np.repeat(rows, n, axis=0)
-    area = np.zeros(clusters.n)
-    over = False
-    while not over:
-        _, _, over = clusters.step_rows(proposed)
-        area += clusters.engine.signals[:, _SYSTEM]
-    signals = clusters.engine.signals
-    area += signals[:, _FAILED] * config.reward.latency_cap_s
-    return (area / np.maximum(signals[:, _IN], 1.0)).reshape(len(plans), n)
+    n = len(episodes.keys)
+    everywhere = Episodes(np.tile(episodes.keys, len(plans)), np.tile(episodes.starts, len(plans)))
+    constants = ConstantRows(np.repeat(rows, n, axis=0))
+    return mean_latencies_s(config, constants, everywhere).reshape(len(plans), n)
 
 
 def evaluate_plans(
@@ -56,7 +40,7 @@ def evaluate_plans(
     on_progress: Callable[[int], None] = lambda done: None,
     processes: int | None = None,
 ) -> NDArray[np.float64]:
-    """Evaluate many constant plans in parallel; arguments and result of `mean_latencies_s`.
+    """Evaluate many constant plans in parallel; arguments and result of `plan_latencies_s`.
 
     Args:
         config: The simulated world, with training arrivals.
@@ -83,7 +67,7 @@ def _evaluate_chunk(
 ) -> tuple[int, NDArray[np.float64]]:
     """Evaluate some of the plans; return the number of the first one and the latencies."""
     config, plans, episodes, start = work
-    return start, mean_latencies_s(config, plans, episodes)
+    return start, plan_latencies_s(config, plans, episodes)
 
 
 def worker_pool(processes: int) -> Pool:

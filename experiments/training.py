@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from agents.api import BatchAgent, mean_latencies_s
 from agents.heuristics.constant import FAMILIES, count_share_plans, plan_grid
 from agents.tuning import evaluate_plans
 from envs.cluster.config import StreamClusterConfig
@@ -26,6 +27,9 @@ from runtime.plan import Plan
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
+
+JUDGING_EPISODES = 32
+"""Training episodes that a policy in training is judged on."""
 
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
 
@@ -166,7 +170,12 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     model = make_ppo(preset, world, int(config.seed), start)
     total = int(config.agent.timesteps)
     what = f"ppo, load {config.workload.load:g}, seed {config.seed}"
-    train(model, total, run.path, lambda steps: report(what, min(steps, total), total))
+    episodes = evaluation_episodes(config, Part.TRAIN, JUDGING_EPISODES)
+
+    def score(agent: BatchAgent) -> float:
+        return float(mean_latencies_s(replace(world, load_factors=(1.0,)), agent, episodes).mean())
+
+    train(model, total, run.path, lambda steps: report(what, min(steps, total), total), score)
     origin = provenance()
     origin |= {"config": run.config, "timesteps": model.num_timesteps}
     bundle: Path = run.path / BUNDLE

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.api import ConstantRows, Episodes, run_episodes
+from agents.api import BatchAgent, ConstantRows, Episodes, run_episodes
 from agents.bundle import BundleBatch
 from agents.export import (
     ExportError,
@@ -102,6 +102,25 @@ def test_training_is_reproducible_and_resumes(world: StreamClusterConfig, tmp_pa
     assert steps[0] == 512
     assert resumed.num_timesteps == 1024
     assert not all(torch.equal(first[k], v) for k, v in resumed.policy.state_dict().items())
+
+
+def test_the_best_policy_on_training_data_is_kept(
+    world: StreamClusterConfig, tmp_path: Path
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    scores = [3.0, 1.0, 2.0, 4.0]  # before, at two checkpoints, after
+
+    def score(agent: BatchAgent) -> float:
+        parameters = model.policy.state_dict()
+        seen.append({name: value.clone() for name, value in parameters.items()})
+        return scores[len(seen) - 1]
+
+    model = make_ppo(PRESET, world, seed=3)
+    train(model, 384, tmp_path, score=score, checkpoint_every=128)
+    assert len(seen) == len(scores)
+    kept = model.policy.state_dict()
+    matches = [all(torch.equal(each[name], kept[name]) for name in kept) for each in seen]
+    assert matches == [False, True, False, False]
 
 
 def test_an_interrupt_leaves_a_checkpoint(world: StreamClusterConfig, tmp_path: Path) -> None:

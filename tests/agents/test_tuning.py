@@ -6,7 +6,7 @@ import pytest
 from agents.api import ConstantRows, Episodes, run_episodes
 from agents.clairvoyant import ScheduleRows, hindsight_schedule
 from agents.heuristics.constant import FAMILIES, count_share_plans, plan_grid
-from agents.tuning import evaluate_plans, mean_latencies_s
+from agents.tuning import evaluate_plans, plan_latencies_s
 from envs.cluster.config import StreamClusterConfig
 from runtime.cluster.actions import FieldActions
 from runtime.plan import Plan, Policy, Pools
@@ -50,7 +50,7 @@ def test_tuning_measures_what_a_rollout_measures(
     world: StreamClusterConfig, episodes: Episodes
 ) -> None:
     plans = [Plan(parallelism=p, batch_interval_s=t) for p in (1, 4) for t in (0.5, 2.0)]
-    alone = mean_latencies_s(world, plans, episodes)
+    alone = plan_latencies_s(world, plans, episodes)
     for plan, row in zip(plans, alone, strict=True):
         agent = ConstantRows(np.tile(plan.to_row(), (3, 1)))
         rollout = run_episodes(world, agent, episodes)
@@ -65,7 +65,7 @@ def test_search_with_the_true_future_is_no_worse_than_its_best_candidate(
     world: StreamClusterConfig, episodes: Episodes
 ) -> None:
     plans = [Plan(parallelism=4, batch_interval_s=t) for t in (0.5, 1.0, 2.0)]
-    constant = mean_latencies_s(world, plans, episodes).min(axis=0)
+    constant = plan_latencies_s(world, plans, episodes).min(axis=0)
     rows = [hindsight_schedule(world, episodes, k, plans, 10.0, 2) for k in range(3)]
     rollout = run_episodes(world, ScheduleRows(np.stack(rows, axis=1)), episodes)
     assert (little_mean_s(rollout.signals) <= constant + 1e-12).all()
