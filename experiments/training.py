@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from agents.api import BatchAgent, mean_latencies_s
+from agents.api import BatchAgent, ConstantRows, mean_latencies_s
 from agents.heuristics.constant import FAMILIES, count_share_plans, plan_grid
 from agents.tuning import evaluate_plans
 from envs.cluster.config import StreamClusterConfig
@@ -28,7 +28,7 @@ from runtime.plan import Plan
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-JUDGING_EPISODES = 32
+JUDGING_EPISODES = 64
 """Training episodes that a policy in training is judged on."""
 
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
@@ -170,11 +170,7 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     model = make_ppo(preset, world, int(config.seed), start)
     total = int(config.agent.timesteps)
     what = f"ppo, load {config.workload.load:g}, seed {config.seed}"
-    episodes = evaluation_episodes(config, Part.TRAIN, JUDGING_EPISODES)
-
-    def score(agent: BatchAgent) -> float:
-        return float(mean_latencies_s(replace(world, load_factors=(1.0,)), agent, episodes).mean())
-
+    score = _judge(config, world, start or world.initial_plan)
     train(model, total, run.path, lambda steps: report(what, min(steps, total), total), score)
     origin = provenance()
     origin |= {"config": run.config, "timesteps": model.num_timesteps}
@@ -182,6 +178,20 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     if not bundle.exists():
         export_ppo(model, world, bundle, origin)
     report(what, total, total)
+
+
+def _judge(
+    config: DictConfig, world: StreamClusterConfig, plan: Plan
+) -> Callable[[BatchAgent], float]:
+    """Return what judges a policy: its latency over that of a constant plan, mean over episodes.
+
+    A mean of latencies would judge by the one or two most crowded episodes alone.
+    """
+    episodes = evaluation_episodes(config, Part.TRAIN, JUDGING_EPISODES)
+    stated = replace(world, load_factors=(1.0,))
+    rows = np.tile(plan.to_row(), (JUDGING_EPISODES, 1))
+    usual_s = mean_latencies_s(stated, ConstantRows(rows), episodes)
+    return lambda agent: float((mean_latencies_s(stated, agent, episodes) / usual_s).mean())
 
 
 def _starting_plan(config: DictConfig, report: Report) -> Plan:
