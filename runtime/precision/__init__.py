@@ -1,0 +1,1 @@
+"""Staged precision: a chain of stages, each run at its own level."""
