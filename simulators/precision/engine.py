@@ -145,7 +145,7 @@ class PrecisionEngine:
         """Serve the batch of every environment under its plan, and form the next ones.
 
         A row equal to the plan in force is no new version. An environment whose stream is over
-        (`batch` is 0) stays as it is; its report has 0 requests.
+        (`batch` is 0) stays as it is; its report is all zeros.
 
         Args:
             plans: float64 [N, 2 * S + 1].
@@ -218,8 +218,9 @@ def _step(plans: NDArray[np.float64], arrived: Arrived, m: Model, state: State) 
             return e
     for e in range(len(plans)):
         s = _view(e, state)
-        s.report[2] = 0.0
         if s.server[0].batch == 0:
+            for column in range(len(s.report)):
+                s.report[unsigned(column)] = 0.0
             continue
         switched = _take_over(plans[e], m, s)
         serve(switched, m, s)

@@ -58,19 +58,35 @@ def read_profile(path: Path) -> PrecisionProfile:
             the message names file, field and reason.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            header = _read_header(archive)
-            fields: dict[str, Any] = {name: _scalar(header, name) for name in _SCALARS}
-            fields |= {name: _list(header, name) for name in _LISTS}
-            names = PrecisionProfile.__dataclass_fields__
-            for name in names:
-                if name not in fields:
-                    fields[name] = _array(archive, name)
+        members = _members(path)
+        header = _header(members)
+        fields: dict[str, Any] = {name: _scalar(header, name) for name in _SCALARS}
+        fields |= {name: _list(header, name) for name in _LISTS}
+        for name in PrecisionProfile.__dataclass_fields__:
+            if name not in fields:
+                fields[name] = _array(members, name)
         return PrecisionProfile(**fields)
-    except (ValueError, zipfile.BadZipFile, OSError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is not a usable precision profile: {error}; measure the network again"
         ) from error
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """Return the content of every member. Damage makes zipfile raise half a dozen kinds."""
+    members = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                try:
+                    members[name] = archive.read(name)
+                except Exception as error:
+                    raise ValueError(f"{name} is damaged ({error})") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the file cannot be read ({error})") from error
+    return members
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -79,12 +95,12 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content)
 
 
-def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
+def _header(members: dict[str, bytes]) -> dict[str, Any]:
+    if _HEADER not in members:
+        raise ValueError(f"{_HEADER} is missing")
     try:
-        header = json.loads(archive.read(_HEADER))
-    except KeyError:
-        raise ValueError(f"{_HEADER} is missing") from None
-    except json.JSONDecodeError as error:
+        header = json.loads(members[_HEADER])
+    except ValueError as error:
         raise ValueError(f"{_HEADER} is no JSON ({error})") from error
     if not isinstance(header, dict):
         raise ValueError(f"{_HEADER} holds no mapping")
@@ -110,14 +126,10 @@ def _list(header: dict[str, Any], name: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> Any:
+def _array(members: dict[str, bytes], name: str) -> Any:
+    if f"{name}.npy" not in members:
+        raise ValueError(f"{name} is missing")
     try:
-        content = archive.read(f"{name}.npy")
-    except KeyError:
-        raise ValueError(f"{name} is missing") from None
-    except Exception as error:  # zlib and zipfile raise half a dozen kinds for damaged members
-        raise ValueError(f"{name} is damaged ({error})") from error
-    try:
-        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        return np.lib.format.read_array(io.BytesIO(members[f"{name}.npy"]), allow_pickle=False)
     except ValueError as error:
         raise ValueError(f"{name} is no plain array ({error})") from error
