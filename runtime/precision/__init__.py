@@ -1,1 +1,1 @@
-"""Staged precision: a chain of stages, each run at its own level."""
+"""Staged precision on a real machine: plans, snapshots, guards, banks of variants."""

@@ -1,1 +1,1 @@
-"""What a bank of staged precision does under load."""
+"""Staged precision: profiles, streams of requests, engine, metrics."""
