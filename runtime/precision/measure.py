@@ -1,8 +1,8 @@
-"""Latencies of assignments, measured inside the running chain.
+"""Latencies of assignments and of their rivals, measured inside the running chain.
 
-All assignments take turns in an order that changes from round to round, so that what changes on
-the machine in the course of time meets all of them alike, and every first call comes after another
-assignment, as in service.
+All calls take turns in an order that changes from round to round, so that what changes on the
+machine in the course of time meets all of them alike, and every first call comes after another one,
+as in service.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from runtime.precision.training_mode import Assignment
 
-Run = Callable[[Tensor, Assignment], Tensor]
+Call = Callable[[Tensor], object]
 
 
 class Latencies(NamedTuple):
     """Medians over rounds.
 
     Attributes:
-        steady_s: float64 [n], seconds of a call after a call at the same assignment.
-        switch_s: float64 [n], seconds of the first call after another assignment.
+        steady_s: float64 [n], seconds of a call after the same call.
+        switch_s: float64 [n], seconds of the first call after another one.
         cpu_s: float64 [n], processor seconds of a steady call; well below `steady_s` means that
             the measurement was disturbed (or that several threads were waited for).
     """
@@ -36,22 +36,20 @@ class Latencies(NamedTuple):
 
 
 def measure_latencies(
-    run: Run,
+    calls: Sequence[Call],
     x: Tensor,
-    assignments: Sequence[Assignment],
     rounds: int,
     rng: np.random.Generator,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Latencies:
-    """Measure how long each assignment takes for one batch.
+    """Measure how long each call takes for one batch.
 
-    Every round runs every assignment `_STEADY + 1` times in a row. A round that nobody counts goes
+    Every round makes every call `_STEADY + 1` times in a row. A round that nobody counts goes
     first: it allocates memory and chooses kernels.
 
     Args:
-        run: Runs a batch at an assignment, for instance `Bank.run`.
+        calls: What to measure, at least one; for instance `Bank.run` at different assignments.
         x: The batch.
-        assignments: What to measure, at least one.
         rounds: Counted rounds, at least 1.
         rng: Orders the rounds.
         progress: Told how many rounds are done.
@@ -59,25 +57,23 @@ def measure_latencies(
     Raises:
         ValueError: Nothing to measure.
     """
-    if not assignments or rounds < 1:
-        raise ValueError(
-            f"{len(assignments)} assignments in {rounds} rounds; expected at least one of both"
-        )
-    steady, cpu = np.zeros((2, rounds, len(assignments), _STEADY))
-    switch = np.zeros((rounds, len(assignments)))
-    for assignment in assignments:
-        run(x, assignment)
+    if not calls or rounds < 1:
+        raise ValueError(f"{len(calls)} calls in {rounds} rounds; expected at least one of both")
+    steady, cpu = np.zeros((2, rounds, len(calls), _STEADY))
+    switch = np.zeros((rounds, len(calls)))
+    for call in calls:
+        call(x)
     for r in range(rounds):
-        for k in rng.permutation(len(assignments)):
-            assignment = assignments[k]
+        for k in rng.permutation(len(calls)):
+            call = calls[k]
             start = time.perf_counter()
-            run(x, assignment)
+            call(x)
             switch[r, k] = time.perf_counter() - start
-            for call in range(_STEADY):
+            for again in range(_STEADY):
                 start, start_cpu = time.perf_counter(), time.process_time()
-                run(x, assignment)
-                cpu[r, k, call] = time.process_time() - start_cpu
-                steady[r, k, call] = time.perf_counter() - start
+                call(x)
+                cpu[r, k, again] = time.process_time() - start_cpu
+                steady[r, k, again] = time.perf_counter() - start
         progress(r + 1)
     return Latencies(
         steady_s=np.median(steady, axis=(0, 2)),
