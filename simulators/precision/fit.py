@@ -78,10 +78,11 @@ def held_out_error(
     """Fit to some of the assignments and return the relative errors of the others.
 
     Args:
-        assignments: See `fit_latency`.
+        assignments: See `fit_latency`; the first P show every level of every stage (the uniform
+            ones do) and are always fitted to.
         seconds: See `fit_latency`.
         n_levels: Number of levels P.
-        n_fitted: How many are fitted to, at random; the rest is held out.
+        n_fitted: How many are fitted to, the others of them at random; the rest is held out.
         rng: Chooses them.
 
     Returns:
@@ -91,9 +92,9 @@ def held_out_error(
         ValueError: Nothing is held out, or see `fit_latency`.
     """
     n = len(seconds)
-    if not 0 < n_fitted < n:
-        raise ValueError(f"{n_fitted} of {n} assignments to fit to; expected 1 to {n - 1}")
-    order = rng.permutation(n)
+    if not n_levels <= n_fitted < n:
+        raise ValueError(f"{n_fitted} of {n} assignments to fit to; expected {n_levels} to {n - 1}")
+    order = np.concatenate([np.arange(n_levels), rng.permutation(np.arange(n_levels, n))])
     fitted, rest = order[:n_fitted], order[n_fitted:]
     fit = fit_latency(assignments[fitted], seconds[fitted], n_levels)
     result: NDArray[np.float64] = fit.predict_s(assignments[rest]) / seconds[rest] - 1.0

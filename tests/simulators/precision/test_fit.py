@@ -41,7 +41,9 @@ def test_an_additive_chain_is_recovered(n_stages: int, n_levels: int, seed: int)
 
 
 def test_held_out_assignments_are_predicted_from_some() -> None:
-    assignments = _every(4, 3)
+    uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
+    mixed = [a for a in _every(4, 3) if len(set(a.tolist())) > 1]
+    assignments = np.concatenate([uniform, mixed])
     seconds = _true_seconds(assignments, 3, seed=1)
     error = held_out_error(assignments, seconds, 3, 60, np.random.default_rng(0))
     assert error.shape == (21,)

@@ -1,0 +1,154 @@
+"""What a bank costs: latencies measured inside the running chain, and the additive fit of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from experiments.console import say
+from experiments.training import Report
+from runtime.precision.bank import Bank
+from runtime.precision.measure import Call, covering_assignments, measure_latencies
+from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
+
+EAGER, COMPILED = "fp32 eager", "fp32 compiled"
+HELD_OUT_SHARE = 0.35
+"""Share of the measured assignments that the fit's error is stated on."""
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """The node `size.latencies` of a configuration.
+
+    Attributes:
+        assignments: How many assignments are measured at each batch size.
+        rounds: Counted rounds.
+    """
+
+    assignments: int
+    rounds: int
+
+
+@dataclass(frozen=True, eq=False)
+class BucketLatencies:
+    """Latencies at one batch size.
+
+    Attributes:
+        bucket: Batch size.
+        assignments: int64 [n, S].
+        steady_s: float64 [n].
+        switch_s: float64 [n], first calls after another assignment.
+        rivals_s: Latency of eager and compiled fp32, seconds; NaN where it could not be compiled.
+        fit: The additive model.
+        held_out: float64 [m], its relative errors on assignments that it was not fitted to.
+    """
+
+    bucket: int
+    assignments: NDArray[np.int64]
+    steady_s: NDArray[np.float64]
+    switch_s: NDArray[np.float64]
+    rivals_s: dict[str, float]
+    fit: LatencyFit
+    held_out: NDArray[np.float64]
+
+
+def measure_bank(
+    bank: Bank, plain: nn.Module, x: Tensor, settings: LatencySettings, report: Report
+) -> list[BucketLatencies]:
+    """Measure mixed assignments at every batch size, beside eager and compiled fp32.
+
+    Args:
+        bank: What is measured.
+        plain: The same network as a plain module.
+        x: float32 [n, ...], at least the largest batch size.
+        settings: How much to measure.
+        report: Told about progress.
+    """
+    with torch.no_grad():
+        return [_measure_bucket(bank, plain, x, b, settings, report) for b in bank.buckets]
+
+
+def _measure_bucket(  # noqa: PLR0913 (the settings of one measurement)
+    bank: Bank,
+    plain: nn.Module,
+    x: Tensor,
+    bucket: int,
+    settings: LatencySettings,
+    report: Report,
+) -> BucketLatencies:
+    rng = np.random.default_rng(bucket)
+    n_stages, n_levels = len(bank.stages), len(bank.levels)
+    chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
+    chosen = [a for a in chosen if not any(bank.refusal(k, level) for k, level in enumerate(a))]
+    batch = x[:bucket]
+    rivals = {EAGER: plain.to(memory_format=torch.channels_last), COMPILED: compiled(plain, batch)}
+    rivals = {name: call for name, call in rivals.items() if call is not None}
+    calls: list[Call] = [partial(_run, bank, assignment) for assignment in chosen]
+    calls += list(rivals.values())
+    what = f"latencies, batch {bucket}"
+    found = measure_latencies(
+        calls, batch, settings.rounds, rng, lambda done: report(what, done, settings.rounds)
+    )
+    n = len(chosen)
+    assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
+    fitted = round(n * (1.0 - HELD_OUT_SHARE))
+    return BucketLatencies(
+        bucket=bucket,
+        assignments=assignments,
+        steady_s=seconds,
+        switch_s=found.switch_s[:n],
+        rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
+        fit=fit_latency(assignments, seconds, n_levels),
+        held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
+    )
+
+
+def _run(bank: Bank, assignment: tuple[int, ...], x: Tensor) -> Tensor:
+    return bank.run(x, assignment)
+
+
+def compiled(plain: nn.Module, batch: Tensor) -> Call | None:
+    """Return the network compiled for a batch size, weights frozen; None without a C++ compiler."""
+    import torch._inductor.config as inductor
+
+    before = inductor.freezing
+    inductor.freezing = True
+    try:
+        call: Call = torch.compile(plain, dynamic=False, isolate_recompiles=True)
+        call(batch)
+        call(batch)
+    except Exception as error:  # whatever a compiler raises on a machine without one
+        say(
+            f"fp32 could not be compiled here ({type(error).__name__}); only eager fp32 is measured"
+        )
+        return None
+    finally:
+        inductor.freezing = before
+    return call
+
+
+def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
+    """Return a row per measured assignment, rival and batch size."""
+    names = [level.name for level in bank.levels]
+    rows = []
+    for at in measured:
+        predicted = at.fit.predict_s(at.assignments)
+        for k, levels in enumerate(at.assignments):
+            rows.append(
+                {
+                    "batch": at.bucket,
+                    "assignment": "/".join(names[level] for level in levels),
+                    "steady_s": at.steady_s[k],
+                    "switch_s": at.switch_s[k],
+                    "predicted_s": predicted[k],
+                }
+            )
+        for name, seconds in at.rivals_s.items():
+            rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
+    return pd.DataFrame(rows)
