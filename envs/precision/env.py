@@ -203,10 +203,9 @@ class StagedPrecisionVectorEnv(VectorEnv[Observation, Any, Any]):
         info: dict[str, Any] = {
             "terms": servers.terms,
             "cost": servers.cost,
-            "report": servers.engine.reports,
+            "report": servers.engine.reports.copy(),
         }
         if over.any():
-            info["report"] = servers.engine.reports.copy()  # a reset empties it
             info |= {"final_obs": observation, "_final_obs": over}
             observation = servers.reset(self._rngs, np.flatnonzero(over))
         return observation, reward, np.zeros(self.num_envs, dtype=bool), over, info

@@ -73,6 +73,11 @@ def test_the_registered_environment_passes_both_checkers(face: str) -> None:
     assert isinstance(env.action_space, kind)
 
 
+def test_every_registered_environment_has_such_a_test() -> None:
+    ours = {name for name in gymnasium.registry if name.startswith("rheostat/")}
+    assert ours == {envs.STREAM_CLUSTER, envs.STAGED_PRECISION}
+
+
 def test_the_default_environment_needs_no_measurement() -> None:
     env = gymnasium.make("rheostat/StagedPrecision-v0")
     observation, _ = env.reset(seed=1)
