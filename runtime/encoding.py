@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+_NO_WEIGHT = 1e-300  # before any time has passed the sums are 0, and so are the rates
+
 
 class Entry(NamedTuple):
     """One number of an observation.
@@ -76,7 +78,7 @@ class RateWindows:
         """Advance the weighted means; weights that sum to less than 1 are made up for.
 
         Args:
-            elapsed_s: float64 [N, 1], time since the last call, seconds > 0.
+            elapsed_s: float64 [N, 1], time since the last call, seconds >= 0; 0 changes nothing.
             rate: float64 [N, 1], mean rate over that time.
 
         Returns:
@@ -85,4 +87,4 @@ class RateWindows:
         weight = -np.expm1(elapsed_s * self._negative_inverse)
         self._sums += weight * (rate - self._sums)
         self._weights += weight * (1.0 - self._weights)
-        return self._sums / self._weights
+        return self._sums / np.maximum(self._weights, _NO_WEIGHT)

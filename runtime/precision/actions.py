@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from runtime.actions import ActionCodec, ListedActions
 from runtime.precision.plan import PrecisionPlan
 
+__all__ = ["ActionCodec", "LevelActions", "TableActions", "action_codec"]
+
 
 @dataclass(frozen=True)
 class LevelActions:

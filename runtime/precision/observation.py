@@ -206,6 +206,8 @@ class PrecisionCodec:
     def encode(self, signals: NDArray[np.float64]) -> NDArray[np.float32]:
         """Turn snapshots into observations, remembering what the next call needs.
 
+        A snapshot that was encoded before gives the same numbers again and changes nothing.
+
         Args:
             signals: float64 [N, scale.signals.size]; columns are `scale.signals.names`.
 
@@ -217,14 +219,14 @@ class PrecisionCodec:
         known.take(self._source, axis=1, out=self._copied, mode="clip")
         passed = known[:, :6] - self._previous
         self._previous[:] = known[:, :6]
-        elapsed_s = np.maximum(passed[:, :1], 1e-9)
+        elapsed_s = np.maximum(passed[:, :1], 0.0)
         served, late, dropped = passed[:, 2], passed[:, 3], passed[:, 4]
         amounts = np.empty((len(known), 6))
         amounts[:, :3] = passed[:, 1:2]
         amounts[:, 3] = passed[:, 5]
         amounts[:, 4] = late + dropped
         amounts[:, 5] = served + dropped
-        rates = self._windows.update(elapsed_s, amounts / elapsed_s)
+        rates = self._windows.update(elapsed_s, amounts / np.maximum(elapsed_s, 1e-9))
         derived[:, :3] = rates[:, :3]
         derived[:, 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
         derived[:, 4] = rates[:, 3]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.precision.plan import all_assignments, assignment_index
+from runtime.precision.plan import all_assignments, assignment_index, assignment_levels
 from runtime.precision.snapshot import bucket_of
 from simulators.energy import EnergyModel
 
@@ -124,6 +124,10 @@ class PrecisionProfile:
         if unknown:
             raise ValueError(f"unknown level {unknown[0]!r}; the profile has {list(self.levels)}")
         return tuple(self.levels.index(name) for name in names)
+
+    def levels_of(self, assignment: int) -> tuple[int, ...]:
+        """Return the level indices of an assignment given as an integer."""
+        return assignment_levels(assignment, len(self.stages), len(self.levels))
 
     def is_emulated(self, levels: tuple[int, ...]) -> bool:
         """Return whether an assignment uses an emulated level: its latency is declared."""
