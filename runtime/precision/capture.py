@@ -195,7 +195,8 @@ def _result_of(graph: fx.GraphModule, point: str) -> fx.Node:
         raise ValueError(
             f"cut {point!r} has {len(results)} results ({names}); a stage hands over one tensor"
         )
-    return results[0]
+    result: fx.Node = results[0]
+    return result
 
 
 def _ancestors(end: fx.Node) -> set[fx.Node]:
@@ -226,7 +227,7 @@ def _refuse_crossings(point: str, end: fx.Node, before: set[fx.Node]) -> None:
 
 
 def _is_batch_size(node: fx.Node) -> bool:
-    return node.target is torch.ops.aten.sym_size.int and node.args[1] == 0
+    return node.target is torch.ops.aten.sym_size.int and bool(node.args[1] == 0)
 
 
 def _piece(

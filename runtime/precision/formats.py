@@ -68,8 +68,15 @@ class Grid:
         return quantise.dequantise(q, self.scale, float(self.zero_point), dtype)
 
 
-Format = torch.dtype | Grid
-"""torch.float32, torch.bfloat16, or a Grid for uint8 integers on it."""
+@dataclass(frozen=True)
+class Rounded:
+    """fp32 values that lie on a grid: what emulated levels pass on."""
+
+    grid: Grid
+
+
+Format = torch.dtype | Grid | Rounded
+"""torch.float32, torch.bfloat16, a Grid for uint8 integers on it, or fp32 rounded to one."""
 
 
 def convert(x: Tensor, source: Format, target: Format) -> Tensor:
@@ -77,7 +84,22 @@ def convert(x: Tensor, source: Format, target: Format) -> Tensor:
     if source == target:
         return x
     if isinstance(source, Grid):
-        if isinstance(target, Grid):
-            return target.quantise(source.dequantise(x))
-        return source.dequantise(x, target)
-    return target.quantise(x) if isinstance(target, Grid) else x.to(target)
+        dtype = target if isinstance(target, torch.dtype) else torch.float32
+        return convert(source.dequantise(x, dtype), dtype, target)
+    if isinstance(target, Grid):
+        return target.quantise(x)
+    if isinstance(target, Rounded):
+        grid = target.grid
+        return quantise.fake_quantise(
+            x.float(), grid.scale, float(grid.zero_point), float(grid.top)
+        )
+    return x.to(target)
+
+
+def describe(form: Format) -> str:
+    """Return a format in words."""
+    if isinstance(form, torch.dtype):
+        return str(form).removeprefix("torch.")
+    grid = form if isinstance(form, Grid) else form.grid
+    name = "uint8" if isinstance(form, Grid) else "float32 rounded"
+    return f"{name}, {grid.bits} bits, scale {grid.scale:.6g}, zero point {grid.zero_point}"

@@ -123,7 +123,7 @@ def conv(  # noqa: PLR0913 (one operator with what aten::conv2d has)
     activation: str,
 ) -> Tensor:
     """Return activation(conv(x) + other): what one kernel computes, in plain torch."""
-    y = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    y = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return ACTIVATIONS[activation][2](y if other is None else y + other)
 
 
@@ -180,9 +180,9 @@ class Packed:
         """
         if self.grid is None:
             return self._float_call(get, x, None if other is None else other.value, act)
-        scale, zero, dtype = (
-            (out.scale, out.zero_point, torch.uint8) if isinstance(out, Grid) else (1.0, 0, out)
-        )
+        scale, zero, dtype = (1.0, 0, out)
+        if isinstance(out, Grid):
+            scale, zero, dtype = out.scale, out.zero_point, torch.uint8
         return self._int8_call(get, (x, other), (scale, zero, dtype), act)
 
     def _float_call(self, get: Callable[[str], Any], x: Any, other: Any, act: str) -> Call:
@@ -220,7 +220,7 @@ class Packed:
                 operator = _onednn.qlinear_pointwise.default
                 return operator, (*head, bias, *out, name, [], algorithm)
             operator = _onednn.qlinear_pointwise.binary
-            added = (1.0, 0, "add", 1.0, name, [], algorithm)
+            added: tuple[Any, ...] = (1.0, 0, "add", 1.0, name, [], algorithm)
             return operator, (*head, other.value, bias, *out, *added)
         shape = (_list(self.layer.stride), _list(self.layer.padding), _list(self.layer.dilation))
         geometry = (*shape, self.layer.groups)

@@ -130,5 +130,6 @@ def require_runnable(levels: Sequence[Level]) -> None:
         if level.name in refused:
             can = ", ".join(other.name for other in runnable_levels())
             raise ValueError(
-                f"this machine cannot run level {level.name!r}: {refused[level.name]}; it can run {can}"
+                f"this machine cannot run level {level.name!r}: {refused[level.name]}; "
+                f"it can run {can}"
             )

@@ -8,6 +8,7 @@ reason instead of computing something else.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def refusal(kind: str, device: str = "cpu") -> str:
     """
     if device != "cpu":
         return f"no kernels for device {device!r} are built in, only for cpu"
-    if not torch.backends.mkldnn.is_available():
+    mkldnn: Any = torch.backends.mkldnn
+    if not mkldnn.is_available():
         return "this torch was built without oneDNN"
     tested = "fp32" if kind == "emulated" else kind
     if tested not in _LEAST_DB:

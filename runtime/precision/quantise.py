@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Quantiser = Callable[[int, int, int, float, float, float], None]
+Loop = Callable[[int, int, int, float, float, float], Any]
 """Compiled loop: addresses of source and result, elements, and three numbers of the rule."""
 
 
@@ -68,6 +68,16 @@ def fake_quantise(x: Tensor, scale: float, zero_point: float, top: float) -> Ten
     return dequantise(q, scale, zero_point, torch.float32)
 
 
+def count_outside(x: Tensor, low: float, high: float) -> int:
+    """Return how many fp32, bf16 or uint8 values are at most `low` or at least `high`."""
+    loops = _loops()
+    if loops is None:
+        return int(((x <= low) | (x >= high)).sum())
+    x = _dense(x)
+    loop = loops[{torch.float32: 4, torch.bfloat16: 5, torch.uint8: 6}[x.dtype]]
+    return int(loop(x.data_ptr(), 0, x.numel(), low, high, 0.0))
+
+
 def _dense(x: Tensor) -> Tensor:
     """Return a tensor whose elements lie without gaps, in an order that empty_like repeats."""
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
@@ -76,22 +86,22 @@ def _dense(x: Tensor) -> Tensor:
 
 
 @cache
-def _loops() -> tuple[Quantiser, Quantiser, Quantiser, Quantiser] | None:
-    """Return loops (fp32 to uint8, bf16 to uint8, and back), or None where numba is missing."""
+def _loops() -> tuple[Loop, ...] | None:
+    """Return the compiled loops, in the order of `_compile`; None where numba is missing."""
     try:
         return _compile()
     except ImportError:
         return None
 
 
-def _compile() -> tuple[Quantiser, Quantiser, Quantiser, Quantiser]:  # noqa: C901 (five loops)
+def _compile() -> tuple[Loop, ...]:  # noqa: C901 (five loops)
     # numba's vectoriser uses whatever the processor has. Loops take addresses: wrapping tensors
     # as arrays costs more than the loop itself on a small tensor.
     import numba
     from llvmlite import ir
-    from numba import types
-    from numba.extending import intrinsic
+    from numba import extending, types
 
+    intrinsic: Any = extending.intrinsic
     f4, u1, u2, u4 = np.float32, np.uint8, np.uint16, np.uint32
 
     @intrinsic
@@ -157,7 +167,33 @@ def _compile() -> tuple[Quantiser, Quantiser, Quantiser, Quantiser]:  # noqa: C9
             # To the nearest bf16, ties to even; the values are finite.
             x[i] = u2((bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16))
 
-    loops = (from_fp32, from_bf16, to_fp32, to_bf16)
+    @jit
+    def count_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+        x, low, high = pointer(source, types.float32), f4(a), f4(b)
+        count = 0
+        for i in range(n):
+            count += (x[i] <= low) | (x[i] >= high)
+        return count
+
+    @jit
+    def count_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+        x, low, high = pointer(source, types.uint16), f4(a), f4(b)
+        count = 0
+        for i in range(n):
+            value = as_float(u4(x[i]) << u4(16))
+            count += (value <= low) | (value >= high)
+        return count
+
+    @jit
+    def count_uint8(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+        x, low, high = pointer(source, types.uint8), f4(a), f4(b)
+        count = 0
+        for i in range(n):
+            value = f4(x[i])
+            count += (value <= low) | (value >= high)
+        return count
+
+    loops = (from_fp32, from_bf16, to_fp32, to_bf16, count_fp32, count_bf16, count_uint8)
     buffer = torch.zeros(8, dtype=torch.float32)
     for loop in loops:
         loop(buffer.data_ptr(), buffer.data_ptr(), 0, 1.0, 0.0, 255.0)

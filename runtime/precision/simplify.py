@@ -98,10 +98,10 @@ class _Simplifier:
         self.graph = fx.Graph()
         self.graph.output(self.graph.graph_copy(module.graph, {}))
 
-    def _calls(self) -> list[fx.Node]:
+    def _calls(self) -> list[Any]:
         return [node for node in self.graph.nodes if node.op == "call_function"]
 
-    def _replace(self, node: fx.Node, new: fx.Node) -> None:
+    def _replace(self, node: fx.Node, new: Any) -> None:
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
 
@@ -158,7 +158,7 @@ class _Simplifier:
                     self._replace(node, layer)
         self.graph.eliminate_dead_code()
 
-    def layer_conv(self, node: fx.Node) -> fx.Node | None:
+    def layer_conv(self, node: Any) -> fx.Node | None:
         """Return a conv node for aten::conv1d or conv2d, None where it is something else."""
         x, weight, bias, stride, padding, dilation, groups = _filled(
             node, (None, None, None, 1, 0, 1, 1)
@@ -179,12 +179,12 @@ class _Simplifier:
         layer = self.graph.call_function(kernels.conv, arguments)
         return self.graph.call_function(aten.squeeze.dim, (layer, 2)) if one else layer
 
-    def layer_linear(self, node: fx.Node) -> fx.Node | None:
+    def layer_linear(self, node: Any) -> fx.Node | None:
         """Return a linear node for aten::linear."""
         x, weight, bias = _filled(node, (None, None, None))
         return self._linear(x, self._constant(weight), bias, str(weight))
 
-    def layer_product(self, node: fx.Node) -> fx.Node | None:
+    def layer_product(self, node: Any) -> fx.Node | None:
         """Return a linear node for a product with a constant matrix on the right."""
         x, right = node.args[0], node.args[1]
         matrix = self._constant(right)
@@ -192,7 +192,7 @@ class _Simplifier:
             return None
         return self._linear(x, matrix.t(), None, f"{right}_t")
 
-    def layer_addmm(self, node: fx.Node) -> fx.Node | None:
+    def layer_addmm(self, node: Any) -> fx.Node | None:
         """Return a linear node for bias + x @ matrix."""
         bias, x, right = node.args[:3]
         matrix = self._constant(right)
@@ -204,7 +204,9 @@ class _Simplifier:
         shift = self._constant(bias)
         if weight is None or weight.dim() != 2 or weight.dtype != torch.float32:
             return None
-        if self._constant(x) is not None or (bias is not None and (shift is None or shift.dim() != 1)):
+        if self._constant(x) is not None or (
+            bias is not None and (shift is None or shift.dim() != 1)
+        ):
             return None
         stored = self._store(f"{name}_w", weight)
         return self.graph.call_function(kernels.linear, (x, stored, bias, None, "none"))
@@ -245,7 +247,7 @@ class _Simplifier:
             self._replace_norm(node, total)
         self.graph.eliminate_dead_code()
 
-    def _norm(self, node: fx.Node) -> tuple[Any, Tensor, Tensor] | None:
+    def _norm(self, node: Any) -> tuple[Any, Tensor, Tensor] | None:
         """Return input, scale and shift per channel of a batch normalisation, else None."""
         if node.target is aten.batch_norm.default and node.args[5] is False:
             (x, *parameters), epsilon = node.args[:5], node.args[7]
@@ -280,7 +282,7 @@ class _Simplifier:
             both = [value for value in (left, right) if self._adds(value, node)]
             if not both or not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
                 continue
-            layer = max(both, key=order.__getitem__)
+            layer: Any = max(both, key=order.__getitem__)
             other = left if layer is right else right
             if self._constant(other) is not None or not _alike(layer, other) or layer is other:
                 continue
@@ -314,7 +316,7 @@ class _Simplifier:
                 self._replace(node, source)
 
 
-_LAYERS: dict[Any, Callable[[_Simplifier, fx.Node], fx.Node | None]] = {
+_LAYERS: dict[Any, Callable[[_Simplifier, Any], fx.Node | None]] = {
     aten.conv1d.default: _Simplifier.layer_conv,
     aten.conv1d.padding: _Simplifier.layer_conv,
     aten.conv2d.default: _Simplifier.layer_conv,
@@ -344,8 +346,10 @@ def _filled(node: fx.Node, defaults: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _pair(value: Any, fill: int) -> tuple[int, int]:
     values = [value] if isinstance(value, int) else list(value)
-    return (fill, values[0]) if len(values) == 1 and not isinstance(value, int) else (
-        (values[0], values[-1]) if len(values) == 2 else (value, value)
+    return (
+        (fill, values[0])
+        if len(values) == 1 and not isinstance(value, int)
+        else ((values[0], values[-1]) if len(values) == 2 else (value, value))
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class StagedNetwork:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"stages named twice: {', '.join(twice)}; give each its own name")
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in pairwise(stages):
             if before.output_shape != after.input_shape:
                 raise ValueError(
                     f"stage {before.name!r} hands over {_say(before.output_shape)} but stage "
@@ -160,6 +161,7 @@ class StagedNetwork:
         for name, piece in zip([*cuts, last], pieces, strict=True):
             graph = simplify(piece, example)
             result = _result(graph, example, f"stage {name!r}")
+            _refuse_mixing(graph, tuple(example.shape[1:]), f"stage {name!r}")
             shapes = tuple(example.shape[1:]), tuple(result.shape[1:])
             stages.append(Stage(name, graph, *shapes))
             example = result
@@ -205,7 +207,7 @@ def _captured(
     example = torch.zeros(_BATCH, *shape)
     simple = simplify(graph, example)
     result = _result(simple, example, what)
-    _refuse_mixing(module, simple, shape, what)
+    _refuse_mixing(simple, shape, what)
     return simple, tuple(result.shape[1:])
 
 
@@ -222,13 +224,8 @@ def _result(graph: fx.GraphModule, example: Tensor, what: str) -> Tensor:
     return torch.zeros_like(result)
 
 
-def _refuse_mixing(
-    module: nn.Module, graph: fx.GraphModule, shape: tuple[int, ...], what: str
-) -> None:
-    """Refuse a capture that computes something else, or whose samples see one another.
-
-    Batches are padded, so the second would change answers.
-    """
+def _refuse_mixing(graph: fx.GraphModule, shape: tuple[int, ...], what: str) -> None:
+    """Refuse a stage whose samples see one another: batches are padded, which would show."""
     x = torch.rand(_BATCH, *shape, generator=torch.Generator().manual_seed(11))
     with torch.no_grad():
         together, alone = graph(x), graph(x[:1])
