@@ -160,9 +160,10 @@ class Bank:
         levels = assignment if type(assignment) is tuple else self._levels(assignment)
         if levels not in self._checked:
             self._check(levels)
-        if x.shape[0] not in self._bucket_set or x.shape[1:] != self._shape or x.requires_grad:
-            return self._run_any(x, levels)
-        return self._pass(x, levels)
+        is_plain = x.dtype is torch.float32 and x.shape[1:] == self._shape and not x.requires_grad
+        if is_plain and x.shape[0] in self._bucket_set:
+            return self._pass(x, levels)
+        return self._run_any(x, levels)
 
     def _pass(self, x: Tensor, levels: Assignment) -> Tensor:
         level = levels[0]

@@ -216,7 +216,7 @@ def _refuse_crossings(point: str, end: fx.Node, before: set[fx.Node]) -> None:
         for node in before
         if node.op != "get_attr"
         and not _is_batch_size(node)
-        and any(user not in before for user in node.users)
+        and any(user not in before and not _is_batch_size(user) for user in node.users)
     ]
     if crossing != [end]:
         names = ", ".join(sorted(node.name for node in crossing))
@@ -249,13 +249,14 @@ def _piece(
                 environment[node] = piece.get_attr(str(node.target))
             else:
                 # The batch size, known from this stage's own input.
-                entry = next(iter(piece.nodes))
+                entry = next(known for known in piece.nodes if known.op == "placeholder")
                 size: Any = torch.ops.aten.sym_size.int
                 environment[node] = piece.call_function(size, (entry, 0))
         return environment[node]
 
     for node in nodes:
-        if node.op == "get_attr":
+        if node.op == "get_attr" or _is_batch_size(node):
+            # Written where they are read.
             continue
         environment[node] = piece.node_copy(node, find)
     piece.output(environment[end])

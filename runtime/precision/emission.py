@@ -23,6 +23,8 @@ _Format = Format | None
 
 _INTEGERS, _FLOATS = "integers", "floats"
 
+_BATCH_SIZE: Any = aten.sym_size.int
+
 _FRESH: set[Any] = {
     quantise.quantise,
     quantise.dequantise,
@@ -212,9 +214,8 @@ class Emitter:
         """Write an operator that is no layer."""
         if node.target is aten.sym_size.int:
             value: Any = node.args[0]
-            copied = self._graph.call_function(
-                aten.sym_size.int, (self._primary(value)[1], *node.args[1:])
-            )
+            arguments = (self._primary(value)[1], *node.args[1:])
+            copied = self._graph.call_function(_BATCH_SIZE, arguments)
             self._set(node, None, copied)
         elif can_select_uint8(node) and self._stage.rounds and self._wants[node] == {_INTEGERS}:
             self._select(node)

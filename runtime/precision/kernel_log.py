@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def executed_kernels(call: Callable[[], object]) -> tuple[Kernel, ...]:
     oneDNN writes its log to the process's standard output, which is redirected meanwhile: for
     checks, not for serving.
     """
-    verbose = torch.backends.mkldnn.verbose
+    verbose: Any = torch.backends.mkldnn.verbose
     library = ctypes.CDLL(None)
     sys.stdout.flush()
     kept = os.dup(1)

@@ -94,14 +94,15 @@ def root_of(node: fx.Node) -> fx.Node:
 
 def result_of(graph: fx.GraphModule) -> fx.Node:
     """Return the node whose result is the graph's."""
-    output = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
-    result: Any = output.args[0]
+    output: Any = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+    result: fx.Node = output.args[0]
     return result
 
 
 def entry_of(graph: fx.GraphModule) -> fx.Node:
     """Return the placeholder of a graph."""
-    return next(node for node in graph.graph.nodes if node.op == "placeholder")
+    entry: fx.Node = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    return entry
 
 
 def pool_arguments(node: fx.Node) -> tuple[list[int], list[int], list[int]] | None:

@@ -7,6 +7,7 @@ where numba does not; both give the same bits.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -98,10 +99,12 @@ def _compile() -> tuple[Loop, ...]:  # noqa: C901 (five loops)
     # numba's vectoriser uses whatever the processor has. Loops take addresses: wrapping tensors
     # as arrays costs more than the loop itself on a small tensor.
     import numba
-    from llvmlite import ir
-    from numba import extending, types
+    from numba import extending
 
+    types: Any = numba.types
+    ir: Any = importlib.import_module("llvmlite.ir")
     intrinsic: Any = extending.intrinsic
+    njit: Any = numba.njit
     f4, u1, u2, u4 = np.float32, np.uint8, np.uint16, np.uint32
 
     @intrinsic
@@ -127,7 +130,7 @@ def _compile() -> tuple[Loop, ...]:  # noqa: C901 (five loops)
 
         return types.uint32(types.float32), generate
 
-    jit: Any = numba.njit(nogil=True, error_model="numpy", _nrt=False)
+    jit: Any = njit(nogil=True, error_model="numpy", _nrt=False)
 
     @jit
     def rounded(value: Any, inverse: Any, zero: Any, top: Any) -> Any:
@@ -168,26 +171,26 @@ def _compile() -> tuple[Loop, ...]:  # noqa: C901 (five loops)
             x[i] = u2((bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16))
 
     @jit
-    def count_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+    def count_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
         x, low, high = pointer(source, types.float32), f4(a), f4(b)
-        count = 0
+        count: Any = 0
         for i in range(n):
             count += (x[i] <= low) | (x[i] >= high)
         return count
 
     @jit
-    def count_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+    def count_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
         x, low, high = pointer(source, types.uint16), f4(a), f4(b)
-        count = 0
+        count: Any = 0
         for i in range(n):
             value = as_float(u4(x[i]) << u4(16))
             count += (value <= low) | (value >= high)
         return count
 
     @jit
-    def count_uint8(source: int, target: int, n: int, a: float, b: float, c: float) -> int:
+    def count_uint8(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
         x, low, high = pointer(source, types.uint8), f4(a), f4(b)
-        count = 0
+        count: Any = 0
         for i in range(n):
             value = f4(x[i])
             count += (value <= low) | (value >= high)
