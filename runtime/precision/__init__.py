@@ -1,0 +1,1 @@
+"""Staged precision: networks cut into stages, and what runs, watches and steers their levels."""
