@@ -31,6 +31,8 @@ Report = Callable[[str, int, int], None]
 JUDGING_EPISODES = 32
 """Training episodes that a policy in training is judged on."""
 
+_OTHERS = ("agent", "drive", "export", "network", "size")  # no part of how agents are made
+
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
 
 
@@ -63,7 +65,7 @@ def training_part(config: DictConfig) -> DictConfig:
     driven for longer or compared in more episodes.
     """
     node = OmegaConf.to_container(config.agent, resolve=True)
-    kept = [key for key in config if key not in ("agent", "drive", "export", "size")]
+    kept = [key for key in config if key not in _OTHERS]
     rest = OmegaConf.masked_copy(config, kept)
     own = {"agent": node, "size": {"name": config.size.name}}
     return cast("DictConfig", OmegaConf.merge(rest, own))
