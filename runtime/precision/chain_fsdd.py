@@ -28,6 +28,8 @@ HOP: Final = FRAME // 2
 FRAMES: Final = SAMPLES // HOP - 1
 BINS: Final = FRAME // 2 + 1
 MELS: Final = 40
+PITCHES: Final = MELS // 8
+"""Bands that are left of the mel scale after the network's strides."""
 FLOOR: Final = 1e-5
 """Mel power below which everything counts as silence: -50 dB of a full-scale tone's."""
 
@@ -124,7 +126,7 @@ class Features(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Two convolutions, mean over time and pitch, logits."""
+    """Two convolutions, mean over time, logits from every channel at every pitch."""
 
     def __init__(self, channels: int, interior: int, classes: int) -> None:
         super().__init__()
@@ -132,13 +134,13 @@ class Classifier(nn.Module):
         self.first_norm = nn.BatchNorm2d(interior)
         self.second = nn.Conv2d(interior, interior, 3, stride=2, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(interior)
-        self.logits = nn.Linear(interior, classes)
+        self.logits = nn.Linear(interior * PITCHES, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, channels, h, w] to [n, classes]."""
         x = functional.relu(self.first_norm(self.first(x)))
         x = functional.relu(self.second_norm(self.second(x)))
-        return self.logits(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.logits(x.mean(3).flatten(1))  # type: ignore[no-any-return]
 
 
 def fsdd_chain() -> SlimmableNetwork:
