@@ -121,7 +121,8 @@ def fsdd(root: Path) -> DataSet:
 def _read_fashion(path: Path) -> Part:
     _need(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that turns out to be damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [key for key in ("x", "y") if key not in file]
             if missing:
                 raise DataError(f"{path} lacks the array {missing[0]!r}; expected x and y")

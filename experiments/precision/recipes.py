@@ -1,8 +1,9 @@
 """Training of slimmable networks: full width and narrower ones together.
 
 Each step runs the sandwich rule (Yu & Huang, arXiv:1903.05134): the full network, the narrowest
-one, and one whose stages each have a width drawn at random, so that every mix works. The narrower
-ones learn from the full one's answers. Every epoch is a function of (seed, epoch) and of the state
+one, and one in between: half of the time each stage's width is drawn by itself, so that every mix
+works, and half of the time all stages have the same. The narrower ones learn from the full one's
+answers. Every epoch is a function of (seed, epoch) and of the state
 before it: training that was interrupted goes on to the identical result.
 """
 
@@ -27,6 +28,7 @@ Told = Callable[[int, int], None]
 """Told how many steps of an epoch are done, and how many there are."""
 
 _WEIGHTS, _EPOCH, _NORMS = range(3)  # what the parts of the seed are for
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 _EVALUATION_BATCH = 250
 _NORM_BATCHES = 8
 
@@ -129,7 +131,7 @@ class Trainer:
         for step in range(self.steps):
             chosen = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
             x = to_tensor(self.recipe.augment(self.data.x[chosen], rng))
-            mix = random_widths(self.network, rng)
+            mix = middle_widths(self.network, rng)
             rate = learning_rate(self.recipe, self.epoch * self.steps + step, self.steps)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
@@ -145,7 +147,8 @@ class Trainer:
         loss.backward()
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {float(loss.detach())} in epoch {self.epoch}; lower network.learning_rate"
+                f"the loss is {float(loss.detach())} in epoch {self.epoch}; lower "
+                "network.learning_rate"
             )
         teacher = logits.detach().softmax(1)
         for widths in (self.network.uniform(min(self.network.widths)), mix):
@@ -180,12 +183,14 @@ class Trainer:
         }
         self.network.load_state_dict(network)
         for k, parameter in enumerate(self._parameters()):
-            moments = self.optimiser.state[parameter]
-            for name in ("step", "exp_avg", "exp_avg_sq"):
+            # A width that has not been drawn yet has no moments.
+            names = [name for name in _MOMENTS if f"optimiser.{k}.{name}" in state]
+            for name in names:
                 saved = state[f"optimiser.{k}.{name}"]
                 # Laid out in memory as the parameter is, which the file does not remember.
                 like = saved if name == "step" else parameter
-                moments[name] = torch.empty_like(like, requires_grad=False).copy_(saved)
+                moment = torch.empty_like(like, requires_grad=False).copy_(saved)
+                self.optimiser.state[parameter][name] = moment
         self.epoch = epoch
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -206,6 +211,15 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 def random_widths(network: SlimmableNetwork, rng: np.random.Generator) -> tuple[float, ...]:
     """Draw a width for every stage."""
     return tuple(stage.widths[rng.integers(len(stage.widths))] for stage in network.stages())
+
+
+def middle_widths(network: SlimmableNetwork, rng: np.random.Generator) -> tuple[float, ...]:
+    """Draw what is trained between full and narrowest: a mix of widths, or one of the middle."""
+    mix = random_widths(network, rng)
+    middle = network.widths[1:-1]
+    if not middle or rng.random() < 0.5:
+        return mix
+    return network.uniform(middle[rng.integers(len(middle))])
 
 
 def to_tensor(x: np.ndarray) -> Tensor:

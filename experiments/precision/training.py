@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import data_root
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, unknown_name
 from experiments.files import write_csv
 from experiments.precision.data import DataSet, load_data
 from experiments.precision.recipes import (
@@ -22,10 +22,11 @@ from experiments.precision.recipes import (
     recalibrate,
 )
 from experiments.provenance import provenance
-from experiments.record import RunFolder, open_run, run_path
+from experiments.record import COMPLETE, RunFolder, open_run, run_path
 from experiments.schema import check_keys, plain_node, read_node
 from experiments.training import Report, silent
 from runtime.precision.checkpoint import read_tensors, save_network, write_tensors
+from runtime.precision.networks import NETWORKS
 from runtime.precision.slimmable import SlimmableNetwork
 
 NETWORK, STATE, PROGRESS, ACCURACY = (
@@ -51,17 +52,17 @@ def train_network(config: DictConfig, report: Report = silent) -> RunFolder:
         ConfigError: A wrong configuration, or data that is not there or damaged.
     """
     own = own_config(config)
-    run = None
-    if run_path(own).exists():
-        run = open_run(own)
-        if run.complete:
-            return run
+    if (run_path(own) / COMPLETE).exists():
+        return open_run(own)
     recipe = read_recipe(own)
     report(f"reading {own.network.data}", 0, 1)
     data = load_data(str(own.network.data), data_root(config)).first(own.size.network.samples)
-    run = run or open_run(own)
     torch.set_num_threads(recipe.threads)
-    trainer = Trainer(str(own.network.name), recipe, data.train, int(own.seed))
+    name = str(own.network.name)
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    trainer = Trainer(name, recipe, data.train, int(own.seed))
+    run = open_run(own)  # last, so that mistakes leave nothing behind
     rows = _resume(run, trainer)
     _learn(run, trainer, data, rows, report)
     _finish(run, trainer, data)

@@ -30,7 +30,7 @@ class Attention(nn.Module):
         """Map tokens [n, tokens, channels] to the same shape."""
         tokens = x.shape[1]
         split = self.enter(x).reshape(-1, tokens, self.heads, 3, self.head_size)
-        query, key, value = split.permute(3, 0, 2, 1, 4).unbind(0)
+        query, key, value = (split[:, :, :, k].permute(0, 2, 1, 3) for k in range(3))
         mixed = functional.scaled_dot_product_attention(query, key, value)
         joined = mixed.permute(0, 2, 1, 3).reshape(-1, tokens, self.heads * self.head_size)
         return self.leave(joined)  # type: ignore[no-any-return]
