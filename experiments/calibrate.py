@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import run_main
 from experiments.console import progress_bar, say, show_table, shown_path
 from experiments.errors import ConfigError
+from experiments.figure_style import save_figure
 from experiments.files import write_csv, write_json
 from experiments.precision.banks import TrainedBank, inputs, open_bank
 from experiments.precision.calibration import (
@@ -36,7 +37,6 @@ from experiments.precision.latencies import (
     latency_table,
     measure_bank,
 )
-from experiments.figure_style import save_figure
 from experiments.record import RunFolder, open_run
 from experiments.schema import read_node
 from experiments.training import Report, silent
@@ -108,7 +108,9 @@ def _own_config(config: DictConfig) -> DictConfig:
     return cast("DictConfig", OmegaConf.create(own))
 
 
-def _accuracies(trained: TrainedBank, samples: int, report: Report) -> dict[str, NDArray[np.float64]]:
+def _accuracies(
+    trained: TrainedBank, samples: int, report: Report
+) -> dict[str, NDArray[np.float64]]:
     """Return held-out accuracy of uniform assignments, clean and under every corruption."""
     part = trained.data.validation.first(samples)
     names = corruption_names(input_kind(part.x))
@@ -201,31 +203,51 @@ def task(config: DictConfig) -> None:
             bar.update(lines[what], completed=done, total=total)  # type: ignore[arg-type]
 
         run = calibrate_network(config, report)
-    show_table("levels, held-out data", *_shown(pd.read_csv(run.path / LEVELS)))
-    trials = pd.read_csv(run.path / TRIALS)
+    levels, chosen = (pd.read_csv(run.path / name) for name in (LEVELS, CHOSEN))
+    _show_levels(levels)
+    _show_trials(pd.read_csv(run.path / TRIALS))
+    _show_chosen(chosen)
+    say(f"tables and figure: {shown_path(run.path)}")
+
+
+def _show_levels(table: pd.DataFrame) -> None:
+    """Show latency and speed-up per level, then accuracy clean and corrupted."""
+    costs, accuracies = {"level": "level"}, {"level": "level"}
+    shown = table.copy()
+    for column in table.columns:
+        if column.startswith("accuracy_"):
+            shown[column] = 100.0 * table[column]
+            accuracies[column] = column.removeprefix("accuracy_").replace("_", " ")
+        elif column.endswith("_ms"):
+            costs[column] = column.removesuffix("_ms").replace("batch_", "b") + " ms"
+        elif column.endswith("compiled"):
+            costs[column] = "b" + column.split("_")[1] + " x"
+    shown["kB"] = table["bytes"] / 1e3
+    show_table("levels: latency, speed over compiled fp32, memory", shown, costs | {"kB": "kB"})
+    show_table(f"levels: accuracy %, clean and at severity {SEVERITY}", shown, accuracies)
+
+
+def _show_trials(trials: pd.DataFrame) -> None:
+    """Show what the first search tried."""
     first = trials[trials["search"] == trials["search"].iloc[0]].copy()
     first["time ms"] = 1e3 * first["time_s"]
     headings = {"stage": "stage", "level": "level", "outcome": "outcome", "result": "result"}
     show_table(f"training mode: {trials['search'].iloc[0]}", first, headings | {"time ms": "ms"})
-    show_table("who chose what", *_shown(pd.read_csv(run.path / CHOSEN)))
-    say(f"tables and figure: {shown_path(run.path)}")
 
 
-def _shown(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return a table with accuracies in per cent, and the headings of what is shown of it."""
+def _show_chosen(table: pd.DataFrame) -> None:
+    """Show accuracy and latency by who chose, and which levels below."""
     shown = table.copy()
-    headings: dict[str, str] = {}
+    headings = {"chosen_by": "chosen by"}
+    for column, heading in (("calibration", "calib. %"), ("held_out", "held out %")):
+        shown[column] = 100.0 * table[column]
+        headings[column] = heading
     for column in table.columns:
-        if column.startswith("accuracy_") or column in ("calibration", "held_out"):
-            shown[column] = 100.0 * table[column]
-            headings[column] = column.removeprefix("accuracy_").replace("_", " ") + " %"
-        elif column.endswith("_ms"):
-            headings[column] = column.removesuffix("_ms").replace("_", " ") + " ms"
-        elif column.endswith("compiled"):
-            headings[column] = "x compiled, " + column.split("_")[1]
-        elif column in ("level", "bytes", "chosen_by", "assignment"):
-            headings[column] = column.replace("_", " ")
-    return shown, headings
+        if column.endswith("_ms"):
+            headings[column] = column.removesuffix("_ms").replace("batch_", "b") + " ms"
+    show_table("who chose what: accuracy and measured latency", shown, headings)
+    for name, assignment in zip(table["chosen_by"], table["assignment"], strict=True):
+        say(f"  {name}: {assignment}")
 
 
 if __name__ == "__main__":

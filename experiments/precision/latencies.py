@@ -18,6 +18,7 @@ from runtime.precision.measure import Call, covering_assignments, measure_latenc
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
 EAGER, COMPILED = "fp32 eager", "fp32 compiled"
+_TIMED_PASSES = 15
 HELD_OUT_SHARE = 0.35
 """Share of the measured assignments that the fit's error is stated on."""
 
@@ -74,7 +75,7 @@ def measure_bank(
         return [_measure_bucket(bank, plain, x, b, settings, report) for b in bank.buckets]
 
 
-def _measure_bucket(  # noqa: PLR0913 (the settings of one measurement)
+def _measure_bucket(
     bank: Bank,
     plain: nn.Module,
     x: Tensor,
@@ -104,9 +105,17 @@ def _measure_bucket(  # noqa: PLR0913 (the settings of one measurement)
         steady_s=seconds,
         switch_s=found.switch_s[:n],
         rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
-        fit=fit_latency(assignments, seconds, n_levels),
+        fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
     )
+
+
+def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
+    """Return the share of each stage in a pass at the first level, from timers inside it."""
+    first = (0,) * len(bank.stages)
+    times = np.median([bank.stage_times(batch, first) for _ in range(_TIMED_PASSES)], axis=0)
+    share: NDArray[np.float64] = times / times.sum()
+    return share
 
 
 def _run(bank: Bank, assignment: tuple[int, ...], x: Tensor) -> Tensor:

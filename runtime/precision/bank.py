@@ -7,6 +7,7 @@ takes, so between stages nothing happens at all.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -208,6 +209,18 @@ class Bank:
 
     def _ordered(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+    def stage_times(self, x: Tensor, assignment: Sequence[int] | int) -> NDArray[np.float64]:
+        """Return how long each stage took in one pass, float64 [stages], seconds.
+
+        Args:
+            x: float32 [n, *input_shape]; run as one batch, not padded.
+            assignment: As for `run`.
+        """
+        levels = self._checked_levels(assignment)
+        self._check_input(x)
+        at = [time.perf_counter() for _ in self._walk(x.detach(), levels)]
+        return np.diff(at)
 
     def probe(self, x: Tensor, assignment: Sequence[int] | int) -> Probe:
         """Return the result of every stage in fp32, as it was handed over.

@@ -38,18 +38,23 @@ class LatencyFit:
 
 
 def fit_latency(
-    assignments: NDArray[np.int64], seconds: NDArray[np.float64], n_levels: int
+    assignments: NDArray[np.int64],
+    seconds: NDArray[np.float64],
+    n_levels: int,
+    first_share: NDArray[np.float64] | None = None,
 ) -> LatencyFit:
     """Fit costs to measured latencies by least squares of relative errors.
 
-    Costs of stages and of transitions trade against each other (one could add a constant to one
-    stage and take it from another); of all equally good fits the smallest is taken. Predictions do
-    not depend on that.
+    Whole runs do not tell how a chain's time divides among its stages: a constant could be added to
+    one stage at all levels and taken from another. `first_share` decides it; predictions and
+    differences between the levels of a stage do not depend on it.
 
     Args:
         assignments: int64 [n, S], level of every stage; every level of every stage occurs.
         seconds: float64 [n], measured latencies, above 0.
         n_levels: Number of levels P.
+        first_share: float64 [S], share of each stage in the time of a run with all stages at level
+            0, summing to 1; None: equal shares.
 
     Raises:
         ValueError: Shapes that do not fit, a latency that is not above 0, a level out of range, or
@@ -61,8 +66,11 @@ def fit_latency(
     solution = np.linalg.lstsq(design, np.ones(len(seconds)), rcond=None)[0]
     costs = np.asarray(solution, dtype=np.float64)
     n_nodes = n_stages * n_levels
+    stage_s = costs[:n_nodes].reshape(n_stages, n_levels)
+    share = np.full(n_stages, 1.0 / n_stages) if first_share is None else first_share
+    stage_s += (stage_s[:, 0].sum() * share - stage_s[:, 0])[:, None]
     return LatencyFit(
-        stage_s=costs[:n_nodes].reshape(n_stages, n_levels),
+        stage_s=stage_s,
         transition_s=costs[n_nodes:].reshape(n_stages - 1, n_levels, n_levels),
         error=design @ costs - 1.0,
     )

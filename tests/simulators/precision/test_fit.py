@@ -40,6 +40,18 @@ def test_an_additive_chain_is_recovered(n_stages: int, n_levels: int, seed: int)
     assert np.abs(fit.error).max() < 1e-9
 
 
+def test_time_divides_among_stages_as_stated() -> None:
+    assignments = _every(3, 2)
+    seconds = _true_seconds(assignments, 2, seed=5)
+    share = np.array([0.5, 0.3, 0.2])
+    fit = fit_latency(assignments, seconds, 2, share)
+    equal = fit_latency(assignments, seconds, 2)
+    np.testing.assert_allclose(fit.stage_s[:, 0], share * seconds[0])
+    np.testing.assert_allclose(equal.stage_s[:, 0], seconds[0] / 3)
+    np.testing.assert_allclose(fit.predict_s(assignments), equal.predict_s(assignments))
+    np.testing.assert_allclose(np.diff(fit.stage_s), np.diff(equal.stage_s))
+
+
 def test_held_out_assignments_are_predicted_from_some() -> None:
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     mixed = [a for a in _every(4, 3) if len(set(a.tolist())) > 1]
