@@ -19,8 +19,8 @@ from benchmarks.rows import BenchmarkRow, Timing, measure
 from envs.precision.config import default_config
 from envs.precision.env import StagedPrecisionEnv, StagedPrecisionVectorEnv
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Serving
 from simulators.precision.engine import PrecisionEngine
-from simulators.precision.model import Serving
 from simulators.precision.reference import ReferenceServer
 from simulators.precision.synthetic import synthetic_profile
 from simulators.precision.workload import PrecisionWorkload, Segments, Stream, stream_workload

@@ -12,7 +12,7 @@ from runtime.precision.actions import ActionCodec, LevelActions
 from runtime.precision.guard_tables import BankTables, PrecisionLimits
 from runtime.precision.observation import PrecisionScale
 from runtime.precision.plan import PrecisionPlan
-from simulators.precision.model import Serving
+from runtime.precision.serving import Serving
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.synthetic import synthetic_profile
 from simulators.precision.workload import PrecisionWorkload, Stream, stream_workload

@@ -237,6 +237,25 @@ class Bank:
         ]
         return Probe(borders[-1], tuple(borders[1:]))
 
+    def run_stage(self, stage: int, level: int, border: Tensor) -> Tensor:
+        """Run one stage by itself on what another pass handed over to it.
+
+        Args:
+            stage: Place of the stage.
+            level: Place of the level.
+            border: fp32 [n, ...], input of the stage; run as one batch, not padded.
+
+        Returns:
+            fp32 [n, ...], the stage's result as the first level of the next stage takes it.
+
+        Raises:
+            ValueError: The stage has no such variant.
+        """
+        native = self.variant(stage, level).native
+        value = convert(self._ordered(border), torch.float32, native)
+        handed = self._calls[stage][level][0](value.clone())  # type: ignore[index, misc]
+        return convert(handed, self._formats(stage + 1)[0], torch.float32)  # type: ignore[arg-type]
+
     def observe(self, x: Tensor, assignment: Sequence[int] | int) -> Observed:
         """Run a batch and count clipped values on the way; see `run` and `clip_rates`."""
         levels = self._checked_levels(assignment)

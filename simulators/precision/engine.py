@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Serving
 from runtime.precision.snapshot import (
     PRECISION_SIGNALS,
     REPORT_COLUMNS,
@@ -22,7 +23,7 @@ from runtime.precision.snapshot import (
 from simulators.arrived import Arrived, allocate_arrivals, check_counts, load_arrivals, unsigned
 from simulators.compiled import bind, inner, jit
 from simulators.precision.events import collect_checks, form_batch, serve
-from simulators.precision.model import Model, Serving, build_model
+from simulators.precision.model import Model, build_model
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.state import State, allocate_state
 from simulators.precision.workload import Segments

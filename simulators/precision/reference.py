@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan, assignment_index
+from runtime.precision.serving import Serving
 from runtime.precision.snapshot import (
     LOW_MARGIN,
     REPORT_COLUMNS,
@@ -29,7 +30,7 @@ from runtime.precision.snapshot import (
     wilson_interval,
 )
 from simulators.noise import uniform_reference
-from simulators.precision.model import SAMPLE_STREAM, SERVICE_STREAM, Serving
+from simulators.precision.model import SAMPLE_STREAM, SERVICE_STREAM
 from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.precision.plan import plan_columns
+from runtime.precision.serving import Serving
 from runtime.precision.snapshot import REPORT_COLUMNS, SignalLayout
-from simulators.precision.model import Serving
 
 SERVER = np.dtype(
     [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan
-from simulators.precision.model import Serving
+from runtime.precision.serving import Serving
 from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Serving
 from simulators.precision.engine import PrecisionEngine
-from simulators.precision.model import Serving
 from simulators.precision.reference import ReferenceServer
 from simulators.precision.synthetic import synthetic_profile
 from simulators.precision.workload import Segments, Stream, stream_workload

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from runtime.precision.plan import PrecisionPlan, assignment_index
+from runtime.precision.serving import Serving
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.engine import PrecisionEngine
 from simulators.precision.metrics import arrival_times_s, latencies_s, summarise
-from simulators.precision.model import Serving
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.reference import ReferenceServer
 from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
