@@ -79,7 +79,7 @@ def draw_levels(profile: PrecisionProfile, served: list[Served]) -> NDArray[np.u
     bottom.set(xlabel="simulated time (s)", ylabel="requests")
     bottom.set_ylim(bottom=0)
     for axes in (top, bottom):
-        for batch, end_s in zip(served, [*starts[1:], sum(_span(served))], strict=True):
+        for batch, end_s in zip(served, [*starts[1:], *_last_end(served)], strict=True):
             if batch.condition > 0:
                 axes.axvspan(batch.start_s, end_s, color=CORRUPTED_COLOUR, zorder=-1, lw=0)
     if served:
@@ -93,6 +93,6 @@ def draw_levels(profile: PrecisionProfile, served: list[Served]) -> NDArray[np.u
     return pixels[..., :3].copy()
 
 
-def _span(served: list[Served]) -> tuple[float, ...]:
+def _last_end(served: list[Served]) -> list[float]:
     """Return the end of the last batch, or nothing."""
-    return (served[-1].end_s,) if served else ()
+    return [batch.end_s for batch in served[-1:]]

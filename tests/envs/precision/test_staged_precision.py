@@ -87,8 +87,8 @@ def test_the_default_environment_needs_no_measurement() -> None:
 
 @pytest.mark.parametrize("face", FACES)
 def test_two_instances_agree_to_the_last_bit(face: str) -> None:
-    one, two = (StagedPrecisionEnv(_config(face, load=0.8)) for _ in range(2))
-    actions = _actions(one, 400)
+    one, two = (StagedPrecisionEnv(_config(face, load=0.8, horizon_s=0.5)) for _ in range(2))
+    actions = _actions(one, 250)
     np.testing.assert_array_equal(one.reset(seed=11)[0], two.reset(seed=11)[0])
     truncated = 0
     for action in actions:
@@ -142,7 +142,7 @@ def test_time_jumps_over_idle_stretches_and_every_step_serves() -> None:
 def test_server_k_of_many_is_the_one_seeded_with_seed_plus_k(face: str) -> None:
     """Across ends of episodes that come at different steps, whatever the number of servers."""
     limits = PrecisionLimits(dwell_s=0.05)
-    config = _config(face, load=0.8, load_factors=(0.3, 1.0), horizon_s=1.0, guards=limits)
+    config = _config(face, load=0.8, load_factors=(0.3, 1.0), horizon_s=0.5, guards=limits)
     steps = 160
     single = [StagedPrecisionEnv(config) for _ in range(5)]
     actions = np.stack([_actions(env, steps, seed=k) for k, env in enumerate(single)], axis=1)
