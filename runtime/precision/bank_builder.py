@@ -15,7 +15,7 @@ from runtime.precision.calibration import Calibration, calibrate, data_key
 from runtime.precision.kernels import Int8Weights, quantise_weights
 from runtime.precision.levels import Level, find_levels, require_runnable
 from runtime.precision.lowering import Borders, LoweredStage, layers_of
-from runtime.precision.staging import StagedNetwork, fingerprint
+from runtime.precision.staging import StagedNetwork, WidthError, fingerprint
 from runtime.precision.variant_cache import VariantCache
 
 Graphs = dict[tuple[int, float], fx.GraphModule]
@@ -103,11 +103,11 @@ def _widths(network: StagedNetwork, levels: tuple[Level, ...]) -> tuple[Graphs, 
     refusals: Refusals = {}
     for at, level in enumerate(levels):
         for k, stage in enumerate(network.stages):
-            reason = stage.refusal(level)
-            if reason:
-                refusals[k, at] = reason
-            elif (k, level.width) not in graphs:
-                graphs[k, level.width] = stage.narrowed(level.width)
+            try:
+                if (k, level.width) not in graphs:
+                    graphs[k, level.width] = stage.narrowed(level.width)
+            except WidthError as error:
+                refusals[k, at] = str(error)
         if all((k, at) in refusals for k in range(len(network.stages))):
             raise ValueError(
                 f"no stage can run at level {level.name!r}: {refusals[0, at]}; leave the level out"

@@ -251,7 +251,18 @@ def test_narrow_levels_keep_the_borders() -> None:
     assert bank.bytes(0, 2) < bank.bytes(0, 1)
     with pytest.raises(ValueError, match=r"'head' cannot run at 'int8_half'.*narrow"):
         bank.run(x, bank.assignment("int8_half"))
+    with pytest.raises(ValueError, match=r"no variant of stage 2 at level 2.*narrow"):
+        bank.bytes(2, 2)
     assert "narrow" in bank.refusal(2, 2)
+
+
+def test_a_width_that_one_stage_lacks_is_refused_for_it_alone() -> None:
+    modules, shape = nets.narrowable()
+    options = BankOptions(("fp32", "int8_quarter"))
+    bank = Bank(StagedNetwork.from_modules(modules, shape), nets.inputs(shape, 8), options)
+    assert not bank.refusal(0, 1)
+    assert "no width 0.25" in bank.refusal(1, 1)
+    assert bank.run(nets.inputs(shape, 4), (1, 0, 0)).shape == (4, 4)
 
 
 def test_levels_that_no_stage_can_run_are_refused() -> None:
