@@ -7,12 +7,10 @@ where numba does not; both give the same bits.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,116 +86,10 @@ def _dense(x: Tensor) -> Tensor:
 
 @cache
 def _loops() -> tuple[Loop, ...] | None:
-    """Return the compiled loops, in the order of `_compile`; None where numba is missing."""
+    """Return `quantise_loops.LOOPS`, or None where numba is missing."""
     try:
-        return _compile()
+        # Here, not above: importing numba takes longer than reading the small file itself.
+        from runtime.precision.quantise_loops import LOOPS
     except ImportError:
         return None
-
-
-def _compile() -> tuple[Loop, ...]:  # noqa: C901 (five loops)
-    # numba's vectoriser uses whatever the processor has. Loops take addresses: wrapping tensors
-    # as arrays costs more than the loop itself on a small tensor.
-    import numba
-    from numba import extending
-
-    types: Any = numba.types
-    ir: Any = importlib.import_module("llvmlite.ir")
-    intrinsic: Any = extending.intrinsic
-    njit: Any = numba.njit
-    f4, u1, u2, u4 = np.float32, np.uint8, np.uint16, np.uint32
-
-    @intrinsic
-    def pointer(typing: Any, address: Any, kind: Any) -> Any:
-        result = types.CPointer(kind.instance_type)
-
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return builder.inttoptr(values[0], context.get_value_type(result))
-
-        return result(types.int64, kind), generate
-
-    @intrinsic
-    def as_float(typing: Any, bits: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return builder.bitcast(values[0], ir.FloatType())
-
-        return types.float32(types.uint32), generate
-
-    @intrinsic
-    def as_bits(typing: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return builder.bitcast(values[0], ir.IntType(32))
-
-        return types.uint32(types.float32), generate
-
-    jit: Any = njit(nogil=True, error_model="numpy", _nrt=False)
-
-    @jit
-    def rounded(value: Any, inverse: Any, zero: Any, top: Any) -> Any:
-        # Comparisons that are false for NaN, which so becomes 0.
-        t = value * inverse + zero
-        t = t if t > f4(0) else f4(0)
-        t = t if t < top else top
-        return u1(np.int32(np.rint(t)))
-
-    @jit
-    def from_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> None:
-        x, q = pointer(source, types.float32), pointer(target, types.uint8)
-        inverse, zero, top = f4(a), f4(b), f4(c)
-        for i in range(n):
-            q[i] = rounded(x[i], inverse, zero, top)
-
-    @jit
-    def from_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> None:
-        x, q = pointer(source, types.uint16), pointer(target, types.uint8)
-        inverse, zero, top = f4(a), f4(b), f4(c)
-        for i in range(n):
-            q[i] = rounded(as_float(u4(x[i]) << u4(16)), inverse, zero, top)
-
-    @jit
-    def to_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> None:
-        q, x = pointer(source, types.uint8), pointer(target, types.float32)
-        scale, zero = f4(a), f4(b)
-        for i in range(n):
-            x[i] = (f4(q[i]) - zero) * scale
-
-    @jit
-    def to_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> None:
-        q, x = pointer(source, types.uint8), pointer(target, types.uint16)
-        scale, zero = f4(a), f4(b)
-        for i in range(n):
-            bits = as_bits((f4(q[i]) - zero) * scale)
-            # To the nearest bf16, ties to even; the values are finite.
-            x[i] = u2((bits + u4(0x7FFF) + ((bits >> u4(16)) & u4(1))) >> u4(16))
-
-    @jit
-    def count_fp32(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
-        x, low, high = pointer(source, types.float32), f4(a), f4(b)
-        count: Any = 0
-        for i in range(n):
-            count += (x[i] <= low) | (x[i] >= high)
-        return count
-
-    @jit
-    def count_bf16(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
-        x, low, high = pointer(source, types.uint16), f4(a), f4(b)
-        count: Any = 0
-        for i in range(n):
-            value = as_float(u4(x[i]) << u4(16))
-            count += (value <= low) | (value >= high)
-        return count
-
-    @jit
-    def count_uint8(source: int, target: int, n: int, a: float, b: float, c: float) -> Any:
-        x, low, high = pointer(source, types.uint8), f4(a), f4(b)
-        count: Any = 0
-        for i in range(n):
-            value = f4(x[i])
-            count += (value <= low) | (value >= high)
-        return count
-
-    loops = (from_fp32, from_bf16, to_fp32, to_bf16, count_fp32, count_bf16, count_uint8)
-    buffer = torch.zeros(8, dtype=torch.float32)
-    for loop in loops:
-        loop(buffer.data_ptr(), buffer.data_ptr(), 0, 1.0, 0.0, 255.0)
-    return loops
+    return LOOPS

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from runtime.precision.capture import capture, constants_of, cut
-from runtime.precision.levels import Level, closest
+from runtime.precision.levels import closest
 from runtime.precision.simplify import simplify
 
 _BATCH = 3
 """Batch size of the examples that graphs are tried on."""
+
+
+class WidthError(ValueError):
+    """A stage does not offer a width."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,22 @@ class Stage:
             width: Share of the interior channels, as in `Level.width`.
 
         Raises:
-            ValueError: The stage offers no such width, or its border has another shape there.
+            WidthError: The stage offers no such width.
+            ValueError: Its border has another shape there, or it cannot be captured.
         """
         if width == 1.0:
             return self.graph
         make = getattr(self.module, "narrow", None)
         if make is None:
-            raise ValueError(
+            raise WidthError(
                 f"stage {self.name!r} has no width {width:g}: its module offers no "
-                "narrow(fraction) -> nn.Module; train it for several widths, or leave levels "
-                "with a width out for it"
+                "narrow(fraction) -> nn.Module"
             )
         what = f"stage {self.name!r} at width {width:g}"
         try:
             module = make(width)
         except (ValueError, KeyError, NotImplementedError) as error:
-            raise ValueError(f"{what} is refused by its module: {error}") from error
+            raise WidthError(f"{what} is refused by its module: {error}") from error
         graph, shape = _captured(module, self.input_shape, what)
         if shape != self.output_shape:
             raise ValueError(
@@ -71,12 +75,6 @@ class Stage:
                 "widths may differ inside a stage only"
             )
         return graph
-
-    def refusal(self, level: Level) -> str:
-        """Return why the stage cannot run at a level's width, or nothing."""
-        if level.width == 1.0 or hasattr(self.module, "narrow"):
-            return ""
-        return f"stage {self.name!r} offers no narrow(fraction) -> nn.Module"
 
 
 class StagedNetwork:

@@ -31,8 +31,9 @@ class Residual(nn.Module):
 class Narrowable(nn.Module):
     """Convolution, ReLU, convolution; the interior can be narrowed."""
 
-    def __init__(self, inside: int, interior: int, outside: int) -> None:
+    def __init__(self, inside: int, interior: int, outside: int, narrowest: float = 0.0) -> None:
         super().__init__()
+        self.narrowest = narrowest
         self.first = nn.Conv2d(inside, interior, 3, padding=1)
         self.second = nn.Conv2d(interior, outside, 3, padding=1)
 
@@ -40,6 +41,8 @@ class Narrowable(nn.Module):
         return functional.relu(self.second(functional.relu(self.first(x))))
 
     def narrow(self, fraction: float) -> nn.Module:
+        if fraction < self.narrowest:
+            raise ValueError(f"no width {fraction}")
         kept = int(self.first.out_channels * fraction)
         other = Narrowable(self.first.in_channels, kept, self.second.out_channels)
         with torch.no_grad():
@@ -192,7 +195,7 @@ def chain() -> tuple[Modules, tuple[int, ...]]:
 def narrowable() -> tuple[Modules, tuple[int, ...]]:
     torch.manual_seed(5)
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-    modules = [("a", Narrowable(2, 16, 8)), ("b", Narrowable(8, 16, 8)), ("head", head)]
+    modules = [("a", Narrowable(2, 16, 8)), ("b", Narrowable(8, 16, 8, 0.5)), ("head", head)]
     return _filled(modules, 5), (2, 8, 8)
 
 
