@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,15 @@ OPERATIONS = {
     *("clamp", "reshape", "flatten.using_ints", "permute", "transpose.int", "unsqueeze"),
     *("select.int",),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads gain nothing on so little, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache
@@ -120,6 +129,17 @@ def test_each_stage_exports_with_any_batch_size(name: str) -> None:
                     torch.testing.assert_close(
                         exported.module(check_guards=False)(x), plain(x), rtol=1e-4, atol=1e-5
                     )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_whole_network_exports_with_any_batch_size(name: str) -> None:
+    network = settled(name)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=256)},)
+    exported = torch.export.export(network, (network.example(2),), dynamic_shapes=shapes)
+    x = network.example(5)
+    with torch.no_grad():
+        answers = exported.module(check_guards=False)(x)
+        torch.testing.assert_close(answers, network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_widths_keep_their_own_statistics_and_train_the_same_weights() -> None:
