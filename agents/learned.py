@@ -57,11 +57,11 @@ class PPOPreset:
     batch_size: int = 2048
     n_epochs: int = 5
     learning_rate: float = 1e-3
-    gamma: float = 0.995
+    gamma: float = 0.99
     gae_lambda: float = 0.95
     ent_coef: float = 0.002
     clip_range: float = 0.2
-    log_scale_s: float = 1.0
+    log_scale_s: float = 0.3
     net: tuple[int, ...] = (64, 64)
     start_bias: float = 3.0
 

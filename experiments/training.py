@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from agents.api import BatchAgent, mean_latencies_s
-from agents.heuristics.constant import FAMILIES, count_share_plans, plan_grid
+from agents.api import BatchAgent, ConstantRows, mean_latencies_s
+from agents.heuristics.constant import FAMILIES, count_share_plans, neighbours, plan_grid
 from agents.tuning import evaluate_plans
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import CONF
@@ -28,8 +29,11 @@ from runtime.plan import Plan
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
 
-JUDGING_EPISODES = 32
+JUDGING_EPISODES = 64
 """Training episodes that a policy in training is judged on."""
+
+REFINEMENTS = 8
+"""Rounds of neighbours at most after the grid; three or four usually find nothing better."""
 
 _OTHERS = ("agent", "drive", "export", "network", "size")  # no part of how agents are made
 
@@ -103,36 +107,61 @@ def train_agent(config: DictConfig, report: Report = silent) -> RunFolder:
 
 
 def _tune(config: DictConfig, run: RunFolder, report: Report) -> None:
-    """Evaluate all constant plans on training data and keep the best of every family."""
+    """Find the best constant plan of every family on training data.
+
+    All plans of a grid, then for every family rounds of the best plan's neighbours on all levels
+    that the environment offers, until none is better: the grid's edges do not bound the result.
+    """
     world = build_world(config, Part.TRAIN)
     if not isinstance(world.actions, FieldActions):
         raise ConfigError("constants are tuned over fields; env.actions.kind must be 'fields'")
     levels = replace(world.actions, **_levels(config, world.actions))
-    plans = plan_grid(levels)
     counted = count_share_plans(world.application, world.slots, levels)
     episodes = evaluation_episodes(config, Part.TRAIN, int(config.agent.episodes))
-    everything = plans + counted
-    total = len(everything)
-    latency_s = evaluate_plans(
-        world, everything, episodes, lambda done: report("constant plans", done, total)
-    )
-    mean_s = latency_s.mean(axis=1)
-    table = pd.DataFrame([plan.to_mapping() for plan in everything]).drop(columns="version")
-    for k in range(latency_s.shape[1]):
-        table[f"episode_{k}_s"] = latency_s[:, k]
-    table["mean_s"] = mean_s
+    latencies_s: dict[Plan, NDArray[np.float64]] = {}
+
+    def evaluate(plans: list[Plan]) -> None:
+        total = len(latencies_s) + len(plans)
+        found = evaluate_plans(
+            world,
+            plans,
+            episodes,
+            lambda done: report("constant plans", total - len(plans) + done, total),
+        )
+        latencies_s.update(zip(plans, found, strict=True))
+
+    evaluate(list(dict.fromkeys([*plan_grid(levels), *counted])))
+    best = _best_of_families(latencies_s)
+    for _ in range(REFINEMENTS):
+        near = {
+            other
+            for name, plan in best.items()
+            for other in neighbours(plan, world.actions)
+            if FAMILIES[name](other) and other not in latencies_s
+        }
+        if not near:
+            break
+        evaluate(sorted(near, key=lambda plan: tuple(plan.to_row())))
+        best = _best_of_families(latencies_s)
+    best["count_share"] = min(counted, key=lambda plan: float(latencies_s[plan].mean()))
+    table = pd.DataFrame([plan.to_mapping() for plan in latencies_s]).drop(columns="version")
+    scores = np.stack(list(latencies_s.values()))
+    for k in range(scores.shape[1]):
+        table[f"episode_{k}_s"] = scores[:, k]
+    table["mean_s"] = scores.mean(axis=1)
     write_csv(run.path / SWEEP, table)
-    best = {
-        name: min((i for i, plan in enumerate(plans) if member(plan)), key=lambda i: mean_s[i])
-        for name, member in FAMILIES.items()
-        if any(member(plan) for plan in plans)
-    }
-    best["count_share"] = len(plans) + int(mean_s[len(plans) :].argmin())
     tuned = {
-        name: {"plan": everything[i].to_mapping(), "training_mean_s": float(mean_s[i])}
-        for name, i in best.items()
+        name: {"plan": plan.to_mapping(), "training_mean_s": float(latencies_s[plan].mean())}
+        for name, plan in best.items()
     }
     write_json(run.path / TUNED, tuned)
+
+
+def _best_of_families(latencies_s: dict[Plan, NDArray[np.float64]]) -> dict[str, Plan]:
+    """Return the plan with the lowest mean latency of every family that has a plan."""
+    means = {plan: float(latency.mean()) for plan, latency in latencies_s.items()}
+    members = {name: [p for p in means if member(p)] for name, member in FAMILIES.items()}
+    return {name: min(plans, key=means.__getitem__) for name, plans in members.items() if plans}
 
 
 def _levels(config: DictConfig, actions: FieldActions) -> dict[str, tuple[float, ...]]:
@@ -172,11 +201,7 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     model = make_ppo(preset, world, int(config.seed), start)
     total = int(config.agent.timesteps)
     what = f"ppo, load {config.workload.load:g}, seed {config.seed}"
-    episodes = evaluation_episodes(config, Part.TRAIN, JUDGING_EPISODES)
-
-    def score(agent: BatchAgent) -> float:
-        return float(mean_latencies_s(replace(world, load_factors=(1.0,)), agent, episodes).mean())
-
+    score = _judge(config, world, start or world.initial_plan)
     train(model, total, run.path, lambda steps: report(what, min(steps, total), total), score)
     origin = provenance()
     origin |= {"config": run.config, "timesteps": model.num_timesteps}
@@ -184,6 +209,20 @@ def _learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     if not bundle.exists():
         export_ppo(model, world, bundle, origin)
     report(what, total, total)
+
+
+def _judge(
+    config: DictConfig, world: StreamClusterConfig, plan: Plan
+) -> Callable[[BatchAgent], float]:
+    """Return what judges a policy: its latency over that of a constant plan, mean over episodes.
+
+    A mean of latencies would judge by the one or two most crowded episodes alone.
+    """
+    episodes = evaluation_episodes(config, Part.TRAIN, JUDGING_EPISODES)
+    stated = replace(world, load_factors=(1.0,))
+    rows = np.tile(plan.to_row(), (JUDGING_EPISODES, 1))
+    usual_s = mean_latencies_s(stated, ConstantRows(rows), episodes)
+    return lambda agent: float((mean_latencies_s(stated, agent, episodes) / usual_s).mean())
 
 
 def _starting_plan(config: DictConfig, report: Report) -> Plan:

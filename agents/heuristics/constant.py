@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from runtime.application import Application, count_share, default_parallelism
 from runtime.cluster.actions import FieldActions
@@ -83,6 +85,21 @@ def plan_grid(levels: FieldActions) -> list[Plan]:
                 )
             )
     return plans
+
+
+def neighbours(plan: Plan, levels: FieldActions) -> list[Plan]:
+    """Return the plans that differ from a plan in one field, for all levels of that field."""
+    choices: dict[str, Sequence[Any]] = {
+        "pools": levels.pools,
+        "independent_policy": levels.policies,
+        "parallelism": levels.parallelism,
+        "batch_interval_s": levels.interval_s,
+        "idle_batches": levels.idle_batches,
+    }
+    if plan.pools is not Pools.SINGLE:
+        choices |= {"share": levels.share, "dependent_policy": levels.policies}
+    changed = [replace(plan, **{name: v}) for name, values in choices.items() for v in values]
+    return [other for other in changed if other != plan]
 
 
 def count_share_plans(application: Application, slots: int, levels: FieldActions) -> list[Plan]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from agents.api import ConstantRows, Episodes, run_episodes
 from agents.clairvoyant import ScheduleRows, hindsight_schedule
-from agents.heuristics.constant import FAMILIES, count_share_plans, plan_grid
+from agents.heuristics.constant import FAMILIES, count_share_plans, neighbours, plan_grid
 from agents.tuning import evaluate_plans, plan_latencies_s
 from envs.cluster.config import StreamClusterConfig
 from runtime.cluster.actions import FieldActions
@@ -36,6 +38,19 @@ def test_families_hold_what_their_names_say() -> None:
     assert not FAMILIES["single_best"](Plan(pools=Pools.SOFT))
     assert FAMILIES["idle_trigger"](Plan(idle_batches=1))
     assert not FAMILIES["static_best"](Plan(idle_batches=1))
+
+
+def test_neighbours_differ_in_one_field_that_matters(world: StreamClusterConfig) -> None:
+    assert isinstance(world.actions, FieldActions)
+    soft = Plan(Pools.SOFT, 0.3, Policy.FIFO, Policy.FIFO, 4, 0.5)
+    near = neighbours(soft, world.actions)
+    # two other kinds of pools, one other level of each of the six other fields
+    assert len(near) == len(set(near)) == 8
+    for other in near:
+        assert int((other.to_row() != soft.to_row()).sum()) == 1
+    single = neighbours(replace(soft, pools=Pools.SINGLE), world.actions)
+    assert {p.share for p in single} == {0.3}
+    assert {p.dependent_policy for p in single} == {Policy.FIFO}
 
 
 def test_count_share_follows_job_counts(world: StreamClusterConfig) -> None:
