@@ -34,6 +34,7 @@ JUDGING_EPISODES = 64
 
 REFINEMENTS = 8
 """Rounds of neighbours at most after the grid; three or four usually find nothing better."""
+
 _OTHERS = ("agent", "drive", "export", "network", "size")  # no part of how agents are made
 
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"

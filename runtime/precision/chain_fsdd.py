@@ -44,7 +44,9 @@ def dft_kernels() -> NDArray[np.float64]:
     t = np.arange(FRAME)
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * t / FRAME)
     phase = 2.0 * np.pi * np.outer(np.arange(BINS), t) / FRAME
-    return np.concatenate([np.cos(phase), -np.sin(phase)]) * window * (2.0 / window.sum())
+    scaled = window * (2.0 / window.sum())
+    kernels: NDArray[np.float64] = np.concatenate([np.cos(phase), -np.sin(phase)]) * scaled
+    return kernels
 
 
 def mel_matrix() -> NDArray[np.float64]:

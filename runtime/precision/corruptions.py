@@ -100,7 +100,8 @@ def corrupt(x: Floats, name: str, severity: int, rng: np.random.Generator) -> Fl
     strength = STRENGTHS[kind][name][severity - 1]
     low = 0.0 if kind == "image" else -1.0
     changed = _FUNCTIONS[kind][name](x, strength, rng)
-    return np.clip(changed, np.float32(low), np.float32(1.0), dtype=np.float32)
+    clipped: Floats = np.clip(changed, np.float32(low), np.float32(1.0), dtype=np.float32)
+    return clipped
 
 
 def _noise(x: Floats, deviation: float, rng: np.random.Generator) -> Floats:
@@ -115,7 +116,8 @@ def _blur(x: Floats, share: float, rng: np.random.Generator) -> Floats:
 
 def _contrast(x: Floats, factor: float, rng: np.random.Generator) -> Floats:
     mean = x.mean(axis=(1, 2, 3), keepdims=True)
-    return mean + np.float32(factor) * (x - mean)
+    faded: Floats = mean + np.float32(factor) * (x - mean)
+    return faded
 
 
 def _occlusion(x: Floats, share: float, rng: np.random.Generator) -> Floats:
@@ -137,7 +139,8 @@ def _occlusion(x: Floats, share: float, rng: np.random.Generator) -> Floats:
 def _pixelate(x: Floats, share: float, rng: np.random.Generator) -> Floats:
     """Average over boxes, then repeat: the same as scaling down and up again."""
     rows, columns = (_boxes(side, max(1, round(share * side))) for side in x.shape[2:])
-    return np.matmul(np.matmul(rows, x), columns.T)
+    coarse: Floats = np.matmul(np.matmul(rows, x), columns.T)
+    return coarse
 
 
 def _boxes(side: int, pieces: int) -> Floats:
@@ -147,7 +150,8 @@ def _boxes(side: int, pieces: int) -> Floats:
     upper, lower = np.minimum(edges[1:, None], start + 1), np.maximum(edges[:-1, None], start)
     down = np.maximum(0.0, upper - lower) * (pieces / side)
     nearest = ((start + 0.5) * pieces / side).astype(int)
-    return down[nearest].astype(np.float32)
+    matrix: Floats = down[nearest].astype(np.float32)
+    return matrix
 
 
 def _jpeg(x: Floats, quality: float, rng: np.random.Generator) -> Floats:
@@ -169,7 +173,8 @@ def _jpeg(x: Floats, quality: float, rng: np.random.Generator) -> Floats:
 def _audio_noise(x: Floats, ratio_db: float, rng: np.random.Generator) -> Floats:
     power = np.mean(np.square(x), axis=(1, 2), keepdims=True)
     deviation = np.sqrt(power) * np.float32(10.0 ** (-ratio_db / 20.0))
-    return x + deviation * rng.standard_normal(x.shape, np.float32)
+    noisy: Floats = x + deviation * rng.standard_normal(x.shape, np.float32)
+    return noisy
 
 
 def _clipping(x: Floats, share: float, rng: np.random.Generator) -> Floats:
@@ -189,7 +194,8 @@ def _dropout(x: Floats, share: float, rng: np.random.Generator) -> Floats:
 
 def _attenuation(x: Floats, factor: float, rng: np.random.Generator) -> Floats:
     """Turn the volume down, with the resolution of 16 bits."""
-    return np.round(x * np.float32(factor * 32768.0)) / np.float32(32768.0)
+    steps = np.round(x * np.float32(factor * 32768.0)).astype(np.float32)
+    return steps / np.float32(32768.0)
 
 
 _FUNCTIONS: Final[dict[str, dict[str, Corruption]]] = {

@@ -17,7 +17,9 @@ channels divides independent noise by sqrt(c); the estimate is of what is left.
 
 Sharpness squares the gradient, since blur leaves the mean absolute gradient of an edge as it was.
 
-Compiled, since two dozen tensor operations on so little data cost more in calls than in work.
+Compiled, since two dozen tensor operations on so little data cost more in calls than in work: 16
+images of 28x28 take 25 us, 16 of 64x64 RGB 87 us on one core of a 2.6 GHz Xeon (as tensor
+operations 105 and 340 to 730 us).
 """
 
 from __future__ import annotations

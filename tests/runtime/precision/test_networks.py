@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -19,6 +19,15 @@ OPERATIONS = {
     *("clamp", "reshape", "flatten.using_ints", "permute", "transpose.int", "unsqueeze"),
     *("select.int",),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """More threads gain nothing on so little, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache
@@ -108,18 +117,27 @@ def test_each_stage_exports_with_any_batch_size(name: str) -> None:
     values = borders(network)
     batch = torch.export.Dim("batch", min=1, max=256)
     for stage, example in zip(network.stages(), values, strict=False):
-        for width in (stage.widths[0], stage.widths[-1]):
-            plain = stage.narrow(width)
-            exported = torch.export.export(plain, (example,), dynamic_shapes=({0: batch},))
-            called = [node for node in exported.graph.nodes if node.op == "call_function"]
-            names = {str(node.target).removeprefix("aten.") for node in called}
-            assert {name.removesuffix(".default") for name in names} <= OPERATIONS
-            other = torch.cat([example, example.flip(0)])[:5]
-            for x in (other, other[:1]):
-                with torch.no_grad():
-                    torch.testing.assert_close(
-                        exported.module(check_guards=False)(x), plain(x), rtol=1e-4, atol=1e-5
-                    )
+        plain = stage.narrow(stage.widths[-1])  # full width: see the whole network below
+        exported = torch.export.export(plain, (example,), dynamic_shapes=({0: batch},))
+        called = [node for node in exported.graph.nodes if node.op == "call_function"]
+        names = {str(node.target).removeprefix("aten.") for node in called}
+        assert {name.removesuffix(".default") for name in names} <= OPERATIONS
+        module = exported.module(check_guards=False)
+        other = torch.cat([example, example.flip(0)])[:5]
+        for x in (other, other[:1]):
+            with torch.no_grad():
+                torch.testing.assert_close(module(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_whole_network_exports_with_any_batch_size(name: str) -> None:
+    network = settled(name)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=256)},)
+    exported = torch.export.export(network, (network.example(2),), dynamic_shapes=shapes)
+    x = network.example(5)
+    with torch.no_grad():
+        answers = exported.module(check_guards=False)(x)
+        torch.testing.assert_close(answers, network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_widths_keep_their_own_statistics_and_train_the_same_weights() -> None:
