@@ -21,8 +21,9 @@ from runtime.precision.bank_builder import BankOptions, build_variants
 from runtime.precision.calibration import Calibration
 from runtime.precision.formats import Format, Grid, Rounded, convert, describe
 from runtime.precision.kernel_log import Kernel, executed_kernels
-from runtime.precision.levels import Level, closest
+from runtime.precision.levels import Level
 from runtime.precision.lowering import LoweredStage, StageCall, bind
+from runtime.precision.names import closest
 from runtime.precision.staging import StagedNetwork
 
 Assignment = tuple[int, ...]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from runtime.precision.levels import closest
+from runtime.precision.names import closest
 
 _BATCH = 3
 """Batch size of the example: not 1, which torch.export would take for a constant."""

@@ -5,9 +5,10 @@ This module imports no torch; only asking what the machine can run does.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from runtime.precision.names import closest
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,6 @@ LEVELS = (
     Level("int4", 4, emulated=True),
 )
 """All levels, highest first."""
-
-
-def closest(given: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" if one of the known names is close, else nothing."""
-    close = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def find_level(name: str) -> Level:

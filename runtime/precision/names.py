@@ -6,6 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def closest(given: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" if one of the known names is close, else nothing."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
     """Make the error for a name that is not known.
 
@@ -18,6 +24,5 @@ def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
         The error, to be raised by the caller; it names the closest known word.
     """
     names = sorted(set(known))
-    matches = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    hint = f"; did you mean {matches[0]!r}?" if matches else ";"
+    hint = closest(given, names) or ";"
     return ValueError(f"unknown {what} {given!r}{hint} expected one of {', '.join(names)}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from runtime.precision.capture import capture, constants_of, cut
-from runtime.precision.levels import closest
+from runtime.precision.names import closest
 from runtime.precision.simplify import simplify
 
 _BATCH = 3
