@@ -158,9 +158,7 @@ def measure_throughput(repetitions: int = 100) -> list[BenchmarkRow]:
         ):
             note = f"best tenth {amount / best_s:,.0f}/s, budget {budget:,.0f}; ratio to the oracle"
             ratio = oracle_step_s * steps / median_s
-            rows.append(
-                _row(f"{name}, {clock} time", amount / median_s, "1/s", timing, ratio, note)
-            )
+            rows.append(timing.row(f"{name}, {clock} time", amount / median_s, "1/s", ratio, note))
     return rows
 
 
@@ -181,9 +179,9 @@ def measure_single(repetitions: int = 15) -> list[BenchmarkRow]:
         lambda: many.engine.reset(many.keys, many.counts, TICK_S, plan), runs=repetitions
     )
     return [
-        _row("one env, a call without events", _median_us(empty) / calls, "us", empty),
-        _row("one env, a period of ~60 tasks", _median_us(busy) / PERIODS, "us", busy),
-        _row(f"256 envs, reset ({many.counts.shape[1]} ticks)", _median_us(reset), "us", reset),
+        empty.row("one env, a call without events", _median_us(empty) / calls, "us"),
+        busy.row("one env, a period of ~60 tasks", _median_us(busy) / PERIODS, "us"),
+        reset.row(f"256 envs, reset ({many.counts.shape[1]} ticks)", _median_us(reset), "us"),
     ]
 
 
@@ -217,7 +215,7 @@ def measure_features(repetitions: int = 30) -> list[BenchmarkRow]:
         per_step = after.cpu_s / steps
         ratio = float(np.median(per_step / (before.cpu_s / (base.workload.n_envs * PERIODS))))
         note = f"{run.tasks / steps:.0f} tasks a step; ratio to the budget's workload"
-        rows.append(_row(name, float(np.median(per_step)) * 1e6, "us/step", after, ratio, note))
+        rows.append(after.row(name, float(np.median(per_step)) * 1e6, "us/step", ratio, note))
     return rows
 
 
@@ -238,7 +236,7 @@ def measure_scaling(most_tasks: int = 1_000_000) -> list[BenchmarkRow]:
             task_s = after.cpu_s / drain.tasks
             ratio = float(np.median(task_s / (before.cpu_s / smallest.tasks)))
             name = f"{slots:,} slots, batches of {tasks:,} tasks"
-            rows.append(_row(name, float(np.median(task_s)) * 1e9, "ns/task", after, ratio, note))
+            rows.append(after.row(name, float(np.median(task_s)) * 1e9, "ns/task", ratio, note))
     return rows
 
 
@@ -273,15 +271,3 @@ def measure_all() -> list[BenchmarkRow]:
 
 def _median_us(timing: Timing) -> float:
     return float(np.median(timing.cpu_s)) * 1e6
-
-
-def _row(
-    name: str,
-    value: float,
-    unit: str,
-    timing: Timing,
-    ratio: float | None = None,
-    note: str = "",
-) -> BenchmarkRow:
-    wall_s, cpu_s = float(timing.wall_s.sum()), float(timing.cpu_s.sum())
-    return BenchmarkRow(name, value, unit, wall_s, cpu_s, ratio, note)

@@ -14,7 +14,7 @@ import numpy as np
 from agents.export import bundle_of, network_of
 from agents.learned import PPOPreset, make_ppo, torch_threads
 from benchmarks.engine import HARD, PERIOD_S, TICK_S, Workload
-from benchmarks.rows import BenchmarkRow, Timing, measure
+from benchmarks.rows import BenchmarkRow, measure
 from envs.cluster.config import StreamClusterConfig, default_config
 from envs.cluster.env import StreamClusterEnv, StreamClusterVectorEnv
 from runtime.cluster.actions import FieldActions
@@ -70,7 +70,7 @@ def measure_single(steps: int = 200, repetitions: int = 30) -> list[BenchmarkRow
 
         (timing,) = measure(work, runs=repetitions, before=[lambda env=env: env.reset()])
         note = f"aim {SINGLE_AIM:,}" if not rows else ""
-        rows.append(_rate(f"one environment, {name}", steps, timing, "steps/s", note))
+        rows.append(timing.rate(f"one environment, {name}", steps, "steps/s", note))
     return rows + measure_parts()
 
 
@@ -102,7 +102,9 @@ def measure_parts(calls: int = 200, repetitions: int = 30) -> list[BenchmarkRow]
     for name in parts:
         start = [lambda: (env.reset(), until_s.fill(0.0))]
         (timing,) = measure(lambda name=name: repeated(name), runs=repetitions, before=start)
-        rows.append(_each_us(f"  in it: {name}", calls, timing))
+        rows.append(
+            timing.row(f"  in it: {name}", 1e6 * float(np.median(timing.cpu_s)) / calls, "us")
+        )
     return rows
 
 
@@ -120,7 +122,7 @@ def measure_vector(n: int = 256, steps: int = 50, repetitions: int = 20) -> list
 
         (timing,) = measure(work, runs=repetitions)
         label = f"vector environment of {n}, {name}"
-        rows.append(_rate(label, n * steps, timing, "env-steps/s"))
+        rows.append(timing.rate(label, n * steps, "env-steps/s"))
     return rows
 
 
@@ -141,7 +143,7 @@ def measure_training(updates: int = 5) -> list[BenchmarkRow]:
         note = phases.shares(float(timing.cpu_s.sum()))
         if not rows:
             note = f"aim {PPO_AIM:,}; {note}"
-        rows.append(_rate(f"PPO preset, {name}", decisions, timing, "steps/s", note))
+        rows.append(timing.rate(f"PPO preset, {name}", decisions, "steps/s", note))
     return rows
 
 
@@ -216,18 +218,3 @@ def measure_decision(repetitions: int = 40) -> list[BenchmarkRow]:
 def measure_all() -> list[BenchmarkRow]:
     """Return all rows; about a minute."""
     return measure_single() + measure_vector() + measure_training() + measure_decision()
-
-
-def _rate(name: str, amount: int, timing: Timing, unit: str, note: str = "") -> BenchmarkRow:
-    """Return a rate per second of processor time, the median over runs; wall time in the note."""
-    by_cpu, by_wall = (amount / float(np.median(t)) for t in (timing.cpu_s, timing.wall_s))
-    words = [f"CPU time; {by_wall:,.0f} by wall time", *([note] if note else [])]
-    wall_s, cpu_s = float(timing.wall_s.sum()), float(timing.cpu_s.sum())
-    return BenchmarkRow(name, by_cpu, unit, wall_s, cpu_s, None, "; ".join(words))
-
-
-def _each_us(name: str, calls: int, timing: Timing) -> BenchmarkRow:
-    """Return the processor time of a call, the median over runs, microseconds."""
-    value = 1e6 * float(np.median(timing.cpu_s)) / calls
-    wall_s, cpu_s = float(timing.wall_s.sum()), float(timing.cpu_s.sum())
-    return BenchmarkRow(name, value, "us", wall_s, cpu_s)

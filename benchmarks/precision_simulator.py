@@ -149,7 +149,7 @@ def measure_throughput(repetitions: int = 60, oracle_envs: int = 4) -> list[Benc
                     f"{amount / best_s:,.0f}/s{budget}; ratio to the oracle"
                 )
                 label = f"precision {what}, {name}, {clock} time"
-                rows.append(_row(label, amount / median_s, "1/s", timing, ratio, note))
+                rows.append(timing.row(label, amount / median_s, "1/s", ratio, note))
     return rows
 
 
@@ -175,7 +175,7 @@ def measure_features(repetitions: int = 20) -> list[BenchmarkRow]:
         per_step = after.cpu_s / run.steps
         ratio = float(np.median(per_step / (before.cpu_s / base.steps)))
         note = f"{run.requests / run.steps:.1f} requests a step; ratio to the budget's workload"
-        rows.append(_row(name, float(np.median(per_step)) * 1e9, "ns/step", after, ratio, note))
+        rows.append(after.row(name, float(np.median(per_step)) * 1e9, "ns/step", ratio, note))
     return rows
 
 
@@ -190,7 +190,7 @@ def measure_environment(steps: int = 200, repetitions: int = 15) -> list[Benchma
             env.step(action)
 
     (timing,) = measure(single, runs=repetitions, before=[lambda: env.reset()])
-    rows = [_rate("one precision environment", steps, timing, "steps/s")]
+    rows = [timing.rate("one precision environment", steps, "steps/s")]
     for n in (256, 1024):
         envs = StagedPrecisionVectorEnv(n, replace(default_config(), horizon_s=20.0))
         envs.reset(seed=0)
@@ -202,28 +202,10 @@ def measure_environment(steps: int = 200, repetitions: int = 15) -> list[Benchma
 
         (timing,) = measure(many, runs=max(repetitions // 3, 1))
         label = f"precision vector environment of {n}, resets included"
-        rows.append(_rate(label, n * steps, timing, "env-steps/s"))
+        rows.append(timing.rate(label, n * steps, "env-steps/s"))
     return rows
 
 
 def measure_all() -> list[BenchmarkRow]:
     """Return all rows; about half a minute."""
     return measure_throughput() + measure_features() + measure_environment()
-
-
-def _rate(name: str, amount: int, timing: Timing, unit: str) -> BenchmarkRow:
-    """Return a rate per second of processor time, the median over runs; wall time in the note."""
-    by_cpu, by_wall = (amount / float(np.median(t)) for t in (timing.cpu_s, timing.wall_s))
-    return _row(name, by_cpu, unit, timing, None, f"CPU time; {by_wall:,.0f} by wall time")
-
-
-def _row(
-    name: str,
-    value: float,
-    unit: str,
-    timing: Timing,
-    ratio: float | None = None,
-    note: str = "",
-) -> BenchmarkRow:
-    wall_s, cpu_s = float(timing.wall_s.sum()), float(timing.cpu_s.sum())
-    return BenchmarkRow(name, value, unit, wall_s, cpu_s, ratio, note)

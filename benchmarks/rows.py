@@ -44,6 +44,19 @@ class Timing:
     wall_s: np.ndarray
     cpu_s: np.ndarray
 
+    def row(
+        self, name: str, value: float, unit: str, ratio: float | None = None, note: str = ""
+    ) -> BenchmarkRow:
+        """Return a figure of these runs with their times; see `BenchmarkRow`."""
+        wall_s, cpu_s = float(self.wall_s.sum()), float(self.cpu_s.sum())
+        return BenchmarkRow(name, value, unit, wall_s, cpu_s, ratio, note)
+
+    def rate(self, name: str, amount: int, unit: str, note: str = "") -> BenchmarkRow:
+        """Return a rate per second of processor time, the median; wall time in the note."""
+        by_cpu, by_wall = (amount / float(np.median(t)) for t in (self.cpu_s, self.wall_s))
+        words = [f"CPU time; {by_wall:,.0f} by wall time", *([note] if note else [])]
+        return self.row(name, by_cpu, unit, note="; ".join(words))
+
 
 def measure(
     *works: Callable[[], object],

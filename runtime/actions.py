@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -41,6 +42,24 @@ class ActionCodec(Protocol):
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain JSON values from which the domain's `action_codec` builds it again."""
+
+
+class Combinations(ABC):
+    """Choices in several dimensions (MultiDiscrete), all of which may be combined."""
+
+    @property
+    @abstractmethod
+    def nvec(self) -> tuple[int, ...]:
+        """Number of choices per dimension."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return nothing: combinations have no names."""
+        return ()
+
+    def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return all True: every combination is a plan."""
+        return np.ones((len(current), sum(self.nvec)), dtype=bool)
 
 
 class RowPlan(Protocol):
@@ -104,3 +123,28 @@ class ListedActions(Generic[PlanT]):
         """Return plain JSON values."""
         plans = {name: plan.to_mapping() for name, plan in self.plans.items()}
         return {"kind": self.kind, "plans": plans}
+
+
+def build_actions(
+    mapping: Mapping[str, Any], kinds: Mapping[str, Callable[[dict[str, Any]], ActionCodec | None]]
+) -> ActionCodec:
+    """Build an action codec from its `to_mapping` form.
+
+    Args:
+        mapping: The kind, and what the kind needs.
+        kinds: At least two, each with what makes its codec of the rest of the mapping; None if
+            that names another kind inside which it cannot hold.
+
+    Raises:
+        ValueError: Unknown kind, field or level.
+    """
+    values = dict(mapping)
+    kind = values.pop("kind", None)
+    try:
+        codec = kinds[kind](values) if kind in kinds else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a description of actions of kind {kind!r}: {error}") from error
+    if codec is not None:
+        return codec
+    *others, last = (repr(name) for name in kinds)
+    raise ValueError(f"unknown kind of actions {kind!r}; expected {', '.join(others)} or {last}")

@@ -6,13 +6,13 @@ Batched over N clusters, so that an environment and a controller (N = 1) run the
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import IntFlag
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.limits import Limits
 from runtime.plan import PLAN_COLUMNS, Plan, Pools
 from runtime.snapshot import SIGNAL_INDEX, Snapshot
 
@@ -34,7 +34,7 @@ class Cause(IntFlag):
 
 
 @dataclass(frozen=True)
-class GuardLimits:
+class GuardLimits(Limits):
     """What guards enforce; part of every policy bundle.
 
     Attributes:
@@ -83,25 +83,6 @@ class GuardLimits:
                 "guard degradation must be above 1, growth above 0, dwell_s not negative; got "
                 f"{self.degradation}, {self.growth}, {self.dwell_s}"
             )
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the limits as plain JSON values (infinity as null)."""
-        values = asdict(self)
-        values["interval_s"], values["share"] = list(self.interval_s), list(self.share)
-        return {k: None if v == math.inf else v for k, v in values.items()}
-
-    @classmethod
-    def from_mapping(cls, mapping: dict[str, Any]) -> Self:
-        """Build limits from `to_mapping`'s form.
-
-        Raises:
-            ValueError: Unknown keys or impossible limits.
-        """
-        try:
-            values: dict[str, Any] = {k: math.inf if v is None else v for k, v in mapping.items()}
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"not guard limits: {error}") from error
 
 
 class Guards:

@@ -59,6 +59,29 @@ def check_counts(keys: NDArray[np.uint64], counts: NDArray[np.int64], tick_s: fl
     return n_ticks
 
 
+def room_for_arrivals(arrived: Arrived, n_chosen: int, n_ticks: int, tick_s: float) -> Arrived:
+    """Return arrays that hold so many ticks: the present ones if they do, else empty ones.
+
+    Args:
+        arrived: The present arrays, of all N environments.
+        n_chosen: Number of environments that are reset.
+        n_ticks: Number of ticks.
+        tick_s: Length of a tick, seconds.
+
+    Raises:
+        ValueError: Other ticks while other environments keep theirs.
+    """
+    n_envs = len(arrived.before)
+    if arrived.before.shape[1] == n_ticks + 1 and arrived.tick_s == tick_s:
+        return arrived
+    if n_chosen != n_envs:
+        raise ValueError(
+            f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
+            "environments'; reset them all together"
+        )
+    return allocate_arrivals(n_envs, n_ticks, tick_s)
+
+
 @jit
 def load_arrivals(envs: NDArray[np.int64], counts: NDArray[np.int64], arrived: Arrived) -> None:
     """Write the counts (int64 [M, n_ticks]) of some environments (int64 [M])."""
@@ -72,6 +95,12 @@ def load_arrivals(envs: NDArray[np.int64], counts: NDArray[np.int64], arrived: A
                 n = counts[i, tick]
                 records += n
                 arrival_sum += n * ((tick + 0.5) * arrived.tick_s)
+
+
+@inner
+def own_arrivals(e: int, arrived: Arrived) -> Arrived:
+    """Return the arrivals of one environment."""
+    return Arrived(arrived.before[e], arrived.tick_s)
 
 
 @inner

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.cluster.clusters import Clusters
 from envs.cluster.config import StreamClusterConfig, default_config
 from envs.cluster.viewer import draw_gantt
+from envs.faces import Observation, SingleFace, VectorFace, spaces_of
 from runtime.guards import Cause
 from runtime.plan import Plan
 from runtime.snapshot import Report
 from simulators.cluster.reference import ReferenceCluster
 
-Observation = NDArray[np.float32]
+__all__ = ["Observation", "StreamClusterEnv", "StreamClusterVectorEnv", "spaces_of"]
+
 _RENDER_FPS = 2
 
 
-def spaces_of(
-    clusters: Clusters,
-) -> tuple[gymnasium.Space[Observation], gymnasium.Space[Any]]:
-    """Return observation and action space of one cluster."""
-    nvec = clusters.config.actions.nvec
-    size = (clusters.codec.size,)
-    box: gymnasium.Space[Observation] = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)
-    if len(nvec) == 1:
-        return box, gymnasium.spaces.Discrete(nvec[0])
-    return box, gymnasium.spaces.MultiDiscrete(np.array(nvec))
-
-
-class StreamClusterEnv(gymnasium.Env[Observation, Any]):
+class StreamClusterEnv(SingleFace):
     """One simulated stream cluster.
 
     A decision is due every `config.period_s` simulated seconds. Episodes never terminate; they
@@ -69,12 +55,9 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         Raises:
             ValueError: Another render mode.
         """
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
         self.config = config or default_config()
-        self.render_mode = render_mode
         self.clusters = Clusters(self.config, 1)
-        self.observation_space, self.action_space = spaces_of(self.clusters)
+        super().__init__(self.clusters, render_mode)
         self._shadow: ReferenceCluster | None = None
         self._reports: list[Report] = []
 
@@ -82,11 +65,10 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see `gymnasium.Env.reset`."""
-        super().reset(seed=seed)
-        observation = self.clusters.reset([self.np_random])
+        started = super().reset(seed=seed, options=options)
         if self.render_mode:
             self._shadow, self._reports = self._start_shadow(), []
-        return observation[0], {}
+        return started
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply an action for one period; see `gymnasium.Env.step`."""
@@ -96,12 +78,7 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
             plan = Plan.from_row(self.clusters.plans[0])
             snapshot = self._shadow.advance(plan, float(self.clusters.engine.signals[0, 0]))
             self._reports += snapshot.reports
-        causes = int(self.clusters.causes[0])
-        info = {
-            "terms": {name: float(term[0]) for name, term in self.clusters.terms.items()},
-            "causes": [cause.name for cause in Cause(causes)] if causes else [],
-        }
-        return observation[0], float(reward[0]), False, truncated, info
+        return observation[0], float(reward[0]), False, truncated, self._explain(Cause)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions are worth taking now, bool [sum(nvec)]; any may be taken."""
@@ -129,10 +106,8 @@ class StreamClusterEnv(gymnasium.Env[Observation, Any]):
         return shadow
 
 
-class StreamClusterVectorEnv(VectorEnv[Observation, Any, Any]):
+class StreamClusterVectorEnv(VectorFace):
     """N stream clusters advanced by one call; cluster k is `StreamClusterEnv` seeded seed + k."""
-
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -150,32 +125,9 @@ class StreamClusterVectorEnv(VectorEnv[Observation, Any, Any]):
         Raises:
             ValueError: A render mode was asked for.
         """
-        if render_mode is not None:
-            raise ValueError("the vector face draws nothing; render one StreamClusterEnv instead")
         self.config = config or default_config()
-        self.num_envs = num_envs
-        self.render_mode = None
         self.clusters = Clusters(self.config, num_envs)
-        self.single_observation_space, self.single_action_space = spaces_of(self.clusters)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._rngs: list[np.random.Generator] = []
-
-    def reset(
-        self,
-        *,
-        seed: int | list[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode in every cluster; see `gymnasium.vector.VectorEnv.reset`."""
-        if isinstance(seed, int):
-            seed = [seed + k for k in range(self.num_envs)]
-        if seed is not None or not self._rngs:
-            seeds = seed if seed is not None else [None] * self.num_envs
-            fresh = [None if s is None else seeding.np_random(s)[0] for s in seeds]
-            kept = self._rngs or [seeding.np_random(None)[0] for _ in range(self.num_envs)]
-            self._rngs = [new or old for new, old in zip(fresh, kept, strict=True)]
-        return self.clusters.reset(self._rngs), {}
+        super().__init__(self.clusters, render_mode, StreamClusterEnv)
 
     def step(
         self, actions: Any

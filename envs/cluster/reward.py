@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.weights import refuse_negative
 from runtime.snapshot import SIGNAL_INDEX
 
 _INDEPENDENT, _DEPENDENT = SIGNAL_INDEX["busy_independent_s"], SIGNAL_INDEX["busy_dependent_s"]
@@ -39,9 +40,7 @@ class RewardWeights:
         Raises:
             ValueError: Names the weight.
         """
-        for name, value in asdict(self).items():
-            if not value >= 0.0:
-                raise ValueError(f"reward {name} is {value}; expected a number >= 0")
+        refuse_negative(asdict(self))
 
 
 class ClusterReward:

@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.faces import Observation, SingleFace, VectorFace, spaces_of
 from envs.precision.config import StagedPrecisionConfig, default_config
 from envs.precision.servers import Servers
 from envs.precision.viewer import Served, draw_levels
 from runtime.precision.guards import PrecisionCause
 from runtime.precision.snapshot import REPORT_INDEX
 
-Observation = NDArray[np.float32]
+__all__ = ["Observation", "StagedPrecisionEnv", "StagedPrecisionVectorEnv", "spaces_of"]
+
 _RENDER_FPS = 4
 _DRAWN_BATCHES = 120
 
 
-def spaces_of(
-    servers: Servers,
-) -> tuple[gymnasium.Space[Observation], gymnasium.Space[Any]]:
-    """Return observation and action space of one server."""
-    nvec = servers.config.actions.nvec
-    size = (servers.codec.size,)
-    box: gymnasium.Space[Observation] = gymnasium.spaces.Box(0.0, 1.0, size, np.float32)
-    if len(nvec) == 1:
-        return box, gymnasium.spaces.Discrete(nvec[0])
-    return box, gymnasium.spaces.MultiDiscrete(np.array(nvec))
-
-
-class StagedPrecisionEnv(gymnasium.Env[Observation, Any]):
+class StagedPrecisionEnv(SingleFace):
     """One simulated server of a staged network whose stages each run at a precision level.
 
     A step serves one batch: the decision is made when it is about to be dispatched. If no request
@@ -72,22 +58,18 @@ class StagedPrecisionEnv(gymnasium.Env[Observation, Any]):
         Raises:
             ValueError: Another render mode.
         """
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
         self.config = config or default_config()
-        self.render_mode = render_mode
         self.servers = Servers(self.config, 1)
-        self.observation_space, self.action_space = spaces_of(self.servers)
+        super().__init__(self.servers, render_mode)
         self._served: list[Served] = []
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; see `gymnasium.Env.reset`."""
-        super().reset(seed=seed)
-        observation = self.servers.reset([self.np_random])
+        started = super().reset(seed=seed, options=options)
         self._served = []
-        return observation[0], {}
+        return started
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Serve a batch under an action; see `gymnasium.Env.step`."""
@@ -98,11 +80,8 @@ class StagedPrecisionEnv(gymnasium.Env[Observation, Any]):
         row = servers.engine.reports[0]
         if self.render_mode:
             self._remember(row, waiting)
-        causes = int(servers.causes[0])
-        info = {
-            "terms": {name: float(term[0]) for name, term in servers.terms.items()},
+        info = self._explain(PrecisionCause) | {
             "cost": float(servers.cost[0]),
-            "causes": [cause.name for cause in PrecisionCause(causes)] if causes else [],
             "report": dict(zip(REPORT_INDEX, row.tolist(), strict=True)),
         }
         return observation[0], float(reward[0]), False, bool(over[0]), info
@@ -138,15 +117,13 @@ class StagedPrecisionEnv(gymnasium.Env[Observation, Any]):
         self._served = [*self._served[1 - _DRAWN_BATCHES :], batch]
 
 
-class StagedPrecisionVectorEnv(VectorEnv[Observation, Any, Any]):
+class StagedPrecisionVectorEnv(VectorFace):
     """N servers advanced by one call; server k is `StagedPrecisionEnv` seeded seed + k.
 
     Servers reach the horizon at different steps. Autoreset is `SAME_STEP`: a server that is
     truncated begins anew in the same step; `info["final_obs"]` holds the last observations,
     float32 [N, size], and `info["_final_obs"]` which of them are final, bool [N].
     """
-
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
     def __init__(
         self,
@@ -164,32 +141,9 @@ class StagedPrecisionVectorEnv(VectorEnv[Observation, Any, Any]):
         Raises:
             ValueError: A render mode was asked for.
         """
-        if render_mode is not None:
-            raise ValueError("the vector face draws nothing; render one StagedPrecisionEnv instead")
         self.config = config or default_config()
-        self.num_envs = num_envs
-        self.render_mode = None
         self.servers = Servers(self.config, num_envs)
-        self.single_observation_space, self.single_action_space = spaces_of(self.servers)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._rngs: list[np.random.Generator] = []
-
-    def reset(
-        self,
-        *,
-        seed: int | list[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode in every server; see `gymnasium.vector.VectorEnv.reset`."""
-        if isinstance(seed, int):
-            seed = [seed + k for k in range(self.num_envs)]
-        if seed is not None or not self._rngs:
-            seeds = seed if seed is not None else [None] * self.num_envs
-            fresh = [None if s is None else seeding.np_random(s)[0] for s in seeds]
-            kept = self._rngs or [seeding.np_random(None)[0] for _ in range(self.num_envs)]
-            self._rngs = [new or old for new, old in zip(fresh, kept, strict=True)]
-        return self.servers.reset(self._rngs), {}
+        super().__init__(self.servers, render_mode, StagedPrecisionEnv)
 
     def step(
         self, actions: Any

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.weights import refuse_negative
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.energy import EnergyModel
 
@@ -47,9 +48,7 @@ class PrecisionWeights:
         Raises:
             ValueError: Names the weight.
         """
-        for name, value in asdict(self).items():
-            if not value >= 0.0:
-                raise ValueError(f"reward {name} is {value}; expected a number >= 0")
+        refuse_negative(asdict(self))
         if self.accuracy_floor > 1.0:
             raise ValueError(f"reward accuracy_floor is {self.accuracy_floor}; expected [0, 1]")
 

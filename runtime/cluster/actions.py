@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.actions import MAX_LISTED, ActionCodec, ListedActions
+from runtime.actions import MAX_LISTED, ActionCodec, Combinations, ListedActions, build_actions
 from runtime.plan import PLAN_COLUMNS, Plan, Policy, Pools
 
 __all__ = [
@@ -31,7 +31,7 @@ _FIELD_COLUMNS = np.arange(len(PLAN_COLUMNS) - 1)
 
 
 @dataclass(frozen=True)
-class FieldActions:
+class FieldActions(Combinations):
     """One choice per field of the plan (MultiDiscrete), each an absolute level.
 
     Attributes:
@@ -82,11 +82,6 @@ class FieldActions:
         """Number of levels per field: pools, share, two policies, parallelism, interval, idle."""
         return tuple(len(levels) for levels in self._levels())
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return nothing: combinations have no names."""
-        return ()
-
     def decode(
         self, actions: NDArray[np.int64], current: NDArray[np.float64]
     ) -> NDArray[np.float64]:
@@ -108,10 +103,6 @@ class FieldActions:
         for row, levels in zip(table, self._levels(), strict=True):
             row[: len(levels)] = levels
         return table
-
-    def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return all True: every combination is a plan."""
-        return np.ones((len(current), sum(self.nvec)), dtype=bool)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -192,20 +183,20 @@ def action_codec(mapping: Mapping[str, Any]) -> ActionCodec:
     Raises:
         ValueError: Unknown kind, field or level.
     """
-    values = dict(mapping)
-    kind = values.pop("kind", None)
-    try:
-        if kind == "fields":
-            values["pools"] = [Pools[name.upper()] for name in values["pools"]]
-            values["policies"] = [Policy[name.upper()] for name in values["policies"]]
-            return FieldActions(**values)
-        if kind == "plans":
-            plans = values["plans"].items()
-            return ListedActions({name: Plan.from_mapping(plan) for name, plan in plans})
-        if kind == "moves":
-            levels = action_codec(values["levels"])
-            if isinstance(levels, FieldActions):
-                return MoveActions(levels)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a description of actions of kind {kind!r}: {error}") from error
-    raise ValueError(f"unknown kind of actions {kind!r}; expected 'fields', 'plans' or 'moves'")
+    return build_actions(mapping, {"fields": _fields, "plans": _plans, "moves": _moves})
+
+
+def _fields(values: dict[str, Any]) -> FieldActions:
+    values["pools"] = [Pools[name.upper()] for name in values["pools"]]
+    values["policies"] = [Policy[name.upper()] for name in values["policies"]]
+    return FieldActions(**values)
+
+
+def _plans(values: dict[str, Any]) -> ListedActions[Plan]:
+    plans = values["plans"].items()
+    return ListedActions({name: Plan.from_mapping(plan) for name, plan in plans})
+
+
+def _moves(values: dict[str, Any]) -> MoveActions | None:
+    levels = action_codec(values["levels"])
+    return MoveActions(levels) if isinstance(levels, FieldActions) else None

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.actions import ActionCodec, ListedActions
+from runtime.actions import ActionCodec, Combinations, ListedActions, build_actions
 from runtime.precision.plan import PrecisionPlan
 
 __all__ = ["ActionCodec", "LevelActions", "TableActions", "action_codec"]
 
 
 @dataclass(frozen=True)
-class LevelActions:
+class LevelActions(Combinations):
     """One choice of level per stage (MultiDiscrete), and optionally one of the second pass.
 
     Attributes:
@@ -61,11 +61,6 @@ class LevelActions:
         margins = len(self.escalate_below)
         return (self.n_levels,) * self.n_stages + ((margins,) if margins > 1 else ())
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return nothing: combinations have no names."""
-        return ()
-
     def decode(
         self, actions: NDArray[np.int64], current: NDArray[np.float64]
     ) -> NDArray[np.float64]:
@@ -87,10 +82,6 @@ class LevelActions:
             distance = np.abs(np.array(self.escalate_below) - plan.escalate_below)
             choice.append(int(distance.argmin()))
         return np.array(choice, dtype=np.int64)
-
-    def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return all True: every combination is a plan."""
-        return np.ones((len(current), sum(self.nvec)), dtype=bool)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -115,14 +106,11 @@ def action_codec(mapping: Mapping[str, Any]) -> ActionCodec:
     Raises:
         ValueError: Unknown kind, field or level.
     """
-    values = dict(mapping)
-    kind = values.pop("kind", None)
-    try:
-        if kind == "levels":
-            return LevelActions(**values)
-        if kind == "tables":
-            plans = values["plans"].items()
-            return TableActions({name: PrecisionPlan.from_mapping(plan) for name, plan in plans})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a description of actions of kind {kind!r}: {error}") from error
-    raise ValueError(f"unknown kind of actions {kind!r}; expected 'levels' or 'tables'")
+    return build_actions(
+        mapping, {"levels": lambda values: LevelActions(**values), "tables": _tables}
+    )
+
+
+def _tables(values: dict[str, Any]) -> TableActions:
+    plans = values["plans"].items()
+    return TableActions({name: PrecisionPlan.from_mapping(plan) for name, plan in plans})

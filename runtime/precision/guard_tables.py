@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.limits import Limits
 from runtime.precision.plan import all_assignments
 
 _STEP = np.int64(1) << 40
@@ -29,7 +30,7 @@ class Conflict(Enum):
 
 
 @dataclass(frozen=True)
-class PrecisionLimits:
+class PrecisionLimits(Limits):
     """What guards enforce; part of every policy bundle.
 
     Attributes:
@@ -78,25 +79,6 @@ class PrecisionLimits:
                 f"guard dwell_s is {self.dwell_s} and dwell_requests {self.dwell_requests}; "
                 "expected numbers >= 0"
             )
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return the limits as plain JSON values (infinity as null)."""
-        values = asdict(self) | {"finest": list(self.finest), "coarsest": list(self.coarsest)}
-        values["conflict"] = self.conflict.value
-        return {k: None if v == math.inf else v for k, v in values.items()}
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """Build limits from `to_mapping`'s form.
-
-        Raises:
-            ValueError: Unknown keys or impossible limits.
-        """
-        try:
-            values: dict[str, Any] = {k: math.inf if v is None else v for k, v in mapping.items()}
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"not guard limits: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,8 @@ from simulators.arrived import (
     arrived_until,
     check_counts,
     load_arrivals,
+    own_arrivals,
+    room_for_arrivals,
 )
 from simulators.cluster import state as st
 from simulators.cluster.events import apply_plan, run_until
@@ -112,13 +114,9 @@ class ClusterEngine:
         """
         chosen = np.arange(self.n_envs) if envs is None else envs
         n_ticks = check_counts(keys, counts, tick_s, len(chosen))
-        if self.arrived.before.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
-            if len(chosen) != self.n_envs:
-                raise ValueError(
-                    f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
-                    "environments'; reset them all together"
-                )
-            self._receive(allocate_arrivals(self.n_envs, n_ticks, tick_s))
+        room = room_for_arrivals(self.arrived, len(chosen), n_ticks, tick_s)
+        if room is not self.arrived:
+            self._receive(room)
         for table in (self.state.cluster, self.state.pool):
             table[chosen] = np.zeros((), dtype=table.dtype)
         load_arrivals(chosen, counts, self.arrived)
@@ -193,11 +191,6 @@ def _view(e: int, state: State) -> State:
     )
 
 
-@inner
-def _own_arrivals(e: int, arrived: Arrived) -> Arrived:
-    return Arrived(arrived.before[e], arrived.tick_s)
-
-
 @jit
 def _reset(
     envs: NDArray[np.int64],
@@ -218,7 +211,7 @@ def _reset(
         cluster.unused = len(s.batch)
         for place in range(len(s.batch)):
             s.unused[place] = len(s.batch) - 1 - place
-        apply_plan(plan, _own_arrivals(envs[i], arrived), model, s)
+        apply_plan(plan, own_arrivals(envs[i], arrived), model, s)
         s.signals[:] = 0.0
         _take_over(plan, s)
 
@@ -237,7 +230,7 @@ def _advance(
     """
     lost = 0
     for e in range(len(until_s)):
-        s, own = _view(e, state), _own_arrivals(e, arrived)
+        s, own = _view(e, state), own_arrivals(e, arrived)
         if not 0.0 <= until_s[e] - s.cluster[0].now_s < math.inf:
             return -1 - e
         if _take_over(plans[e], s):

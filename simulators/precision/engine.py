@@ -20,7 +20,15 @@ from runtime.precision.snapshot import (
     PrecisionSnapshot,
     SignalLayout,
 )
-from simulators.arrived import Arrived, allocate_arrivals, check_counts, load_arrivals, unsigned
+from simulators.arrived import (
+    Arrived,
+    allocate_arrivals,
+    check_counts,
+    load_arrivals,
+    own_arrivals,
+    room_for_arrivals,
+    unsigned,
+)
 from simulators.compiled import bind, inner, jit
 from simulators.precision.events import collect_checks, form_batch, serve
 from simulators.precision.model import Model, build_model
@@ -105,13 +113,9 @@ class PrecisionEngine:
         chosen = np.arange(self.n_envs) if envs is None else envs
         n_ticks = check_counts(keys, counts, tick_s, len(chosen))
         self._check(segments, plan, len(chosen))
-        if self.arrived.before.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
-            if len(chosen) != self.n_envs:
-                raise ValueError(
-                    f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
-                    "environments'; reset them all together"
-                )
-            self._receive(allocate_arrivals(self.n_envs, n_ticks, tick_s))
+        room = room_for_arrivals(self.arrived, len(chosen), n_ticks, tick_s)
+        if room is not self.arrived:
+            self._receive(room)
         state = self.state
         for table in (state.server, state.pending, state.window, state.signals, state.report):
             table[chosen] = np.zeros((), dtype=table.dtype)
@@ -208,7 +212,7 @@ def _reset(
         s.server[0].key = keys[i]
         s.signals[17] = 1.0  # without checks the interval is [0, 1]
         _set_plan(plan, s)
-        form_batch(Arrived(arrived.before[envs[i]], arrived.tick_s), m, s)
+        form_batch(own_arrivals(envs[i], arrived), m, s)
 
 
 @jit
@@ -225,7 +229,7 @@ def _step(plans: NDArray[np.float64], arrived: Arrived, m: Model, state: State) 
             continue
         switched = _take_over(plans[e], m, s)
         serve(switched, m, s)
-        dropped = form_batch(Arrived(arrived.before[e], arrived.tick_s), m, s)
+        dropped = form_batch(own_arrivals(e, arrived), m, s)
         s.report[11] = dropped
         collect_checks(m, s)
     return -1
