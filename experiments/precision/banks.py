@@ -19,6 +19,7 @@ from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
 from runtime.precision.staging import StagedNetwork
+from runtime.precision.training_mode import Assignment
 
 CALIBRATED_ON = 512
 """Samples that the ranges of activations are measured on."""
@@ -52,6 +53,23 @@ class TrainedBank:
     bank: Bank
     plain: nn.Module
     data: DataSet
+
+    def runnable(self, assignment: Assignment) -> Assignment:
+        """Return an assignment with levels that a stage lacks replaced by the next higher one.
+
+        A stage without an interior to narrow runs `int8` where others run `int8_half`.
+        """
+        levels = []
+        for stage, wanted in enumerate(assignment):
+            level = wanted
+            while self.bank.refusal(stage, level):
+                level -= 1
+            levels.append(level)
+        return tuple(levels)
+
+    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
+        """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
+        return self.bank.run(x, self.runnable(assignment))
 
 
 def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:

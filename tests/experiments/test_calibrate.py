@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,9 +15,11 @@ from experiments.calibrate import (
     CHOSEN,
     EVERY,
     FRONT,
+    HELD_OUT,
     KERNELS,
     LATENCIES,
     LEVELS,
+    PROFILE,
     TABLE,
     TRIALS,
     calibrate_network,
@@ -24,6 +27,7 @@ from experiments.calibrate import (
 from experiments.cli import CONF
 from experiments.errors import ConfigError
 from experiments.record import RunFolder
+from simulators.precision.profile import PrecisionProfile
 
 Compose = Callable[..., DictConfig]
 OFFERED = ("fp32", "int8", "int8_half")
@@ -42,6 +46,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         "bank.buckets=[4]",
         "calibration.batch=4",
         "calibration.samples=120",
+        "calibration.conditions=[clean,noise-4]",
+        "calibration.profiled=60",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words: compose("config", overrides=[*fixed, *words])
@@ -106,6 +112,28 @@ def test_the_best_of_all_is_the_fastest_that_is_accurate_enough(run: RunFolder) 
     assert refused >= 0
 
 
+def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
+    profile = PrecisionProfile.load(run.path / PROFILE)
+    held_out = PrecisionProfile.load(run.path / HELD_OUT)
+    assert profile.levels == held_out.levels == OFFERED
+    assert profile.conditions == ("clean", "noise-4")
+    assert profile.label.shape == (2, profile.n_assignments, 60)
+    latencies = _table(run, LATENCIES).set_index("assignment")
+    for level in ("fp32", "int8"):
+        assignment = profile.assignment(level)
+        said = "/".join([level] * len(profile.stages))
+        predicted = profile.predict_latency_s(assignment, 4)
+        assert predicted == pytest.approx(latencies.loc[said, "predicted_s"], rel=0.05)
+    np.testing.assert_array_equal(profile.latency_s, held_out.latency_s)
+    assert (profile.truth != held_out.truth).any()
+    # noise is seen in the property that estimates it, and costs accuracy
+    noise = profile.properties[:, :, profile.property_names.index("noise")].mean(axis=1)
+    assert noise[1] > 1.2 * noise[0]
+    # the reference is exact by itself; lowering a stage adds noise
+    assert profile.sqnr_db[0, :, 0].min() == 100.0
+    assert profile.sqnr_db[0, :, 1].max() < 80.0
+
+
 def test_a_finished_calibration_is_skipped(small: Compose, run: RunFolder) -> None:
     before = (run.path / LATENCIES).stat().st_mtime_ns
     assert calibrate_network(small()).path == run.path
@@ -116,6 +144,8 @@ def test_mistakes_leave_nothing_behind(small: Compose, tmp_path: Path) -> None:
     elsewhere = f"results.root='{tmp_path}'"
     with pytest.raises(ConfigError, match=r"calibration.batch is 5; expected one of .*\[4\]"):
         calibrate_network(small("calibration.batch=5", elsewhere))
+    with pytest.raises(ConfigError, match="condition 'fog' is not such as 'noise-3'"):
+        calibrate_network(small("calibration.conditions=[clean,fog]", elsewhere))
     with pytest.raises(ConfigError, match="bank"):
         calibrate_network(small("bank.buckets=four", elsewhere))
     assert not list(tmp_path.iterdir())
