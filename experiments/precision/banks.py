@@ -45,11 +45,13 @@ class TrainedBank:
     """A bank with what it was made from.
 
     Attributes:
+        name: Name of the network.
         bank: All variants.
         plain: The network at full width as it was trained, in fp32.
         data: Its data set.
     """
 
+    name: str
     bank: Bank
     plain: nn.Module
     data: DataSet
@@ -97,7 +99,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
     bank = Bank(staged, inputs(data.calibration.x[:CALIBRATED_ON]), options)
     bank.warm_up()
     report("preparing variants", 1, 1)
-    return TrainedBank(bank, nn.Sequential(*network.plain_stages()).eval(), data)
+    return TrainedBank(network.name, bank, nn.Sequential(*network.plain_stages()).eval(), data)
 
 
 def inputs(x: object) -> Tensor:

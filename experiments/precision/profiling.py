@@ -63,7 +63,7 @@ def build_profile(
     report("answers of all assignments", label[:, :, 0].size, label[:, :, 0].size)
     observed = [_observed(trained, x[:_PROBED]) for x in shown]
     return PrecisionProfile(
-        network=str(trained.data.name),
+        network=trained.name,
         stages=bank.stages,
         levels=tuple(level.name for level in bank.levels),
         emulated=tuple(level.emulated for level in bank.levels),
