@@ -18,6 +18,7 @@ from experiments.training import Report, silent
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
+from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
 from runtime.precision.training_mode import Assignment
 
@@ -82,6 +83,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         ValueError: A level that this machine or a stage cannot run.
     """
     node = read_node(BankNode, config.bank, "bank")
+    keep_memory()
     trained = train_network(config, report)
     network, _ = load_network(trained.path / NETWORK)
     torch.set_num_threads(1)

@@ -48,7 +48,8 @@ class BucketLatencies:
         steady_s: float64 [n].
         switch_s: float64 [n], first calls after another assignment.
         sigma: Standard deviation of the logarithm of single calls, median over assignments.
-        rivals_s: Latency of eager and compiled fp32, seconds; NaN where it could not be compiled.
+        rivals_s: Latency of eager and compiled fp32, seconds; the latter is absent
+            where it could not be compiled.
         fit: The additive model.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
     """
