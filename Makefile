@@ -22,7 +22,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 
 .PHONY: help
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 	@printf '\n  SIZE=smoke|quick|paper   record=true|false   ARGS="key=value ..."   PYTHON=python3.x\n'
 
 .PHONY: setup
@@ -59,11 +59,13 @@ bench: $(STAMP) ## Measure speed against the budgets (ARGS=record=true writes cl
 reproduce: $(STAMP) ## Run the whole flow (SIZE=paper record=true makes results/reference)
 	$(BIN)/python -m experiments.reproduce size=$(SIZE) record=$(record) $(ARGS)
 
-.PHONY: measure train compare export drive
-measure train compare export drive: $(STAMP)
+.PHONY: measure train train_network calibrate compare export drive
+measure train train_network calibrate compare export drive: $(STAMP)
 	$(BIN)/python -m experiments.$@ size=$(SIZE) $(ARGS)
 measure: ## Profile real execution on this machine
 train: ## Train an agent (ARGS="agent=ppo workload=diurnal")
+train_network: ## Train a staged network (ARGS="network=eurosat_resnet")
+calibrate: ## Choose the level of every stage (ARGS="network=fashion_cnn")
 compare: ## Compare agents on held-out data
 export: ## Export a trained agent as a policy bundle
 drive: ## Drive real execution with an agent or a bundle

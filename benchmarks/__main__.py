@@ -13,7 +13,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, environment, executor_overhead
+from benchmarks import engine, environment, executor_overhead, precision_simulator
 from benchmarks.record import record
 from benchmarks.rows import BenchmarkRow
 
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[], list[BenchmarkRow]]] = {
     "engine": engine.measure_all,
     "environment": environment.measure_all,
     "executor": executor_overhead.measure_all,
+    "precision": precision_simulator.measure_all,
 }
 
 

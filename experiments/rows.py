@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulators.cluster.metrics import (
-    EnergyModel,
     energy_per_record_j,
     latency_parts,
     latency_summary,
     plan_changes,
     throughput_per_s,
 )
+from simulators.energy import EnergyModel
 
 ENERGY_MODEL = EnergyModel("linear: 80 W idle + 10 W per busy slot", 80.0, 10.0)
 """Power in every table: a model, not a meter.

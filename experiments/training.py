@@ -35,6 +35,8 @@ JUDGING_EPISODES = 64
 REFINEMENTS = 8
 """Rounds of neighbours at most after the grid; three or four usually find nothing better."""
 
+_OTHERS = ("agent", "drive", "export", "network", "size")  # no part of how agents are made
+
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
 
 
@@ -67,7 +69,7 @@ def training_part(config: DictConfig) -> DictConfig:
     driven for longer or compared in more episodes.
     """
     node = OmegaConf.to_container(config.agent, resolve=True)
-    kept = [key for key in config if key not in ("agent", "drive", "export", "size")]
+    kept = [key for key in config if key not in _OTHERS]
     rest = OmegaConf.masked_copy(config, kept)
     own = {"agent": node, "size": {"name": config.size.name}}
     return cast("DictConfig", OmegaConf.merge(rest, own))

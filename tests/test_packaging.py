@@ -45,9 +45,10 @@ def test_imports_neither_torch_nor_stable_baselines3(package: str, tmp_path: Pat
     assert heavy == "[]"
 
 
-def test_gymnasium_finds_the_environments(tmp_path: Path) -> None:
-    code = "import gymnasium\nprint(gymnasium.make('envs:rheostat/StreamCluster-v0').spec.id)"
-    assert run_python(code, tmp_path) == "rheostat/StreamCluster-v0"
+@pytest.mark.parametrize("name", ["rheostat/StreamCluster-v0", "rheostat/StagedPrecision-v0"])
+def test_gymnasium_finds_the_environments(name: str, tmp_path: Path) -> None:
+    code = f"import gymnasium\nprint(gymnasium.make('envs:{name}').spec.id)"
+    assert run_python(code, tmp_path) == name
 
 
 def test_lock_pins_every_direct_dependency() -> None:

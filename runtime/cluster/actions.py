@@ -9,49 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.actions import MAX_LISTED, ActionCodec, ListedActions
 from runtime.plan import PLAN_COLUMNS, Plan, Policy, Pools
+
+__all__ = [
+    "MAX_LISTED",
+    "ActionCodec",
+    "FieldActions",
+    "ListedActions",
+    "MoveActions",
+    "action_codec",
+]
 
 _FIELD_COLUMNS = np.arange(len(PLAN_COLUMNS) - 1)
 """All columns but the last: parallelism per pool is not a choice."""
-
-MAX_LISTED = 64
-"""Longest list of plans or moves: the largest Discrete space on offer."""
-
-
-class ActionCodec(Protocol):
-    """What all kinds of actions have in common."""
-
-    @property
-    def nvec(self) -> tuple[int, ...]:
-        """Number of choices per dimension; one dimension means a Discrete space."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the choices of a Discrete space are called, empty otherwise."""
-
-    def decode(
-        self, actions: NDArray[np.int64], current: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Return the proposed plans.
-
-        Args:
-            actions: int64 [N, len(nvec)].
-            current: float64 [N, len(PLAN_COLUMNS)], plans in force.
-
-        Returns:
-            float64 [N, len(PLAN_COLUMNS)].
-        """
-
-    def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which choices change or keep something sensible, bool [N, sum(nvec)]."""
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain JSON values that `action_codec` reads."""
 
 
 @dataclass(frozen=True)
@@ -148,49 +124,6 @@ class FieldActions:
             "interval_s": list(self.interval_s),
             "idle_batches": list(self.idle_batches),
         }
-
-
-class ListedActions:
-    """A named list of whole plans (Discrete)."""
-
-    def __init__(self, plans: Mapping[str, Plan]) -> None:
-        """Keep the list.
-
-        Args:
-            plans: 1 to `MAX_LISTED` plans by name.
-
-        Raises:
-            ValueError: Too few or too many plans.
-        """
-        if not 1 <= len(plans) <= MAX_LISTED:
-            raise ValueError(f"{len(plans)} plans are listed; expected 1 to {MAX_LISTED}")
-        self.plans = dict(plans)
-        self._rows = np.stack([plan.to_row() for plan in plans.values()])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the plans."""
-        return tuple(self.plans)
-
-    @property
-    def nvec(self) -> tuple[int, ...]:
-        """Number of plans."""
-        return (len(self.plans),)
-
-    def decode(
-        self, actions: NDArray[np.int64], current: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Return the chosen plans; see `ActionCodec`."""
-        return self._rows[actions[:, 0]]
-
-    def masks(self, current: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return all True: every listed plan may follow every other."""
-        return np.ones((len(current), len(self.names)), dtype=bool)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        plans = {name: plan.to_mapping() for name, plan in self.plans.items()}
-        return {"kind": "plans", "plans": plans}
 
 
 _MOVES = ("share", "parallelism", "interval_s")

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.encoding import Encoder, Entry, RateWindows
 from runtime.snapshot import SIGNAL_INDEX, SIGNALS
 
 RATE_WINDOWS_S = (10.0, 60.0, 300.0)
 """Time constants of the exponentially weighted arrival rates, seconds."""
-
-
-class Entry(NamedTuple):
-    """One number of the observation.
-
-    Encoded as x / high (linear) or log(1 + x / unit_step) / log(1 + high / unit_step) (log),
-    clipped to [0, 1].
-    """
-
-    name: str
-    unit: str
-    high: float
-    log_step: float  # 0 for linear
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -182,16 +169,9 @@ class ClusterCodec:
         """
         self.scale = scale
         self.layout = _entries(scale)
-        high = np.array([entry.high for entry in self.layout])
-        step = np.array([entry.log_step for entry in self.layout])
-        self._is_log = step > 0
-        divisor = np.where(self._is_log, step, high)
-        self._multiplier = 1.0 / divisor
-        self._gain = np.where(self._is_log, 1.0 / np.log1p(high / divisor), 1.0)
+        self._encoder = Encoder(self.layout)
         self._source = np.array([SIGNAL_INDEX[name] for name in _COPIED])
-        windows = len(RATE_WINDOWS_S)
-        self._rate_sums = np.zeros((n, windows))
-        self._rate_weights = np.zeros((n, windows))
+        self._windows = RateWindows(RATE_WINDOWS_S, n)
         self._parts = np.zeros((n, 3))
         self._previous = np.zeros((n, 4))  # time, records in, out, failed
         self._raw = np.zeros((n, len(self.layout)))
@@ -205,8 +185,7 @@ class ClusterCodec:
 
     def reset(self, which: NDArray[np.int64] | slice = slice(None)) -> None:
         """Forget the past of some clusters."""
-        self._rate_sums[which] = 0.0
-        self._rate_weights[which] = 0.0
+        self._windows.reset(which)
         self._parts[which] = 0.0
         self._previous[which] = 0.0
 
@@ -225,7 +204,7 @@ class ClusterCodec:
         passed = now - self._previous
         self._previous[:] = now
         elapsed_s = np.maximum(passed[:, :1], 1e-9)
-        rates = self._rates(elapsed_s, passed[:, 1:2] / elapsed_s)
+        rates = self._windows.update(elapsed_s, passed[:, 1:2] / elapsed_s)
         derived[:, :3] = rates
         derived[:, 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
         records = signals[:, _REPORT_RECORDS, None]
@@ -238,23 +217,9 @@ class ClusterCodec:
         failed = passed[:, 3]
         derived[:, 11] = failed / np.maximum(passed[:, 2] + failed, 1.0)
         np.equal(signals[:, _POOLS, None], _KINDS, out=derived[:, 12:])
-        scaled = raw * self._multiplier
-        np.log1p(scaled, out=scaled, where=self._is_log)
-        scaled *= self._gain
-        np.maximum(scaled, 0.0, out=scaled)
-        return np.minimum(scaled, 1.0, dtype=np.float32, casting="same_kind")
-
-    def _rates(
-        self, elapsed_s: NDArray[np.float64], rate: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Advance the weighted mean rates; weights that sum to less than 1 are made up for."""
-        weight = -np.expm1(elapsed_s * _NEGATIVE_INVERSE_WINDOWS)
-        self._rate_sums += weight * (rate - self._rate_sums)
-        self._rate_weights += weight * (1.0 - self._rate_weights)
-        return self._rate_sums / self._rate_weights
+        return self._encoder.encode(raw)
 
 
-_NEGATIVE_INVERSE_WINDOWS = -1.0 / np.array(RATE_WINDOWS_S)
 _REPORT_RECORDS = SIGNAL_INDEX["report_records"]
 _PARTS = slice(SIGNAL_INDEX["accumulation_record_s"], SIGNAL_INDEX["processing_record_s"] + 1)
 _BUSY = slice(SIGNAL_INDEX["busy_independent_s"], SIGNAL_INDEX["busy_dependent_s"] + 1)

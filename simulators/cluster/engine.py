@@ -16,12 +16,20 @@ from numpy.typing import NDArray
 from runtime.application import Application
 from runtime.plan import PLAN_COLUMNS, Plan
 from runtime.snapshot import REPORT_COLUMNS, SIGNALS, Report, Snapshot
+from simulators.arrived import (
+    Arrived,
+    allocate_arrivals,
+    arrival_time,
+    arrived_until,
+    check_counts,
+    load_arrivals,
+)
 from simulators.cluster import state as st
 from simulators.cluster.events import apply_plan, run_until
 from simulators.cluster.model import Model, build_model
 from simulators.cluster.profile import Profile
-from simulators.cluster.scheduling import PLACE_MASK, arrival_time, arrived_until
-from simulators.cluster.state import BEFORE, Arrived, State, allocate_state
+from simulators.cluster.scheduling import PLACE_MASK
+from simulators.cluster.state import State, allocate_state
 from simulators.compiled import bind, inner, jit
 
 _N_OWN_SIGNALS = len(SIGNALS) - len(PLAN_COLUMNS)
@@ -74,7 +82,7 @@ class ClusterEngine:
         """float64 [N, len(SIGNALS)]; rewritten in place by `reset` and `advance`."""
         self._plans = np.zeros((n_envs, len(PLAN_COLUMNS)))
         self._until_s = np.zeros(n_envs)
-        self._receive(Arrived(np.zeros((n_envs, 2), dtype=BEFORE), 1.0))
+        self._receive(allocate_arrivals(n_envs, 1, 1.0))
 
     def _receive(self, arrived: Arrived) -> None:
         """Take over the arrays that hold the arrivals."""
@@ -103,29 +111,17 @@ class ClusterEngine:
                 other environments keep theirs.
         """
         chosen = np.arange(self.n_envs) if envs is None else envs
-        if counts.ndim != 2 or len(counts) != len(chosen) or len(keys) != len(chosen):
-            raise ValueError(
-                f"keys {keys.shape} and counts {counts.shape} do not fit {len(chosen)} environments"
-            )
-        n_ticks = counts.shape[1]
-        if n_ticks == 0 or not 0.0 < tick_s < math.inf:
-            raise ValueError(
-                f"counts has {n_ticks} ticks of {tick_s} s; expected at least one tick of finite "
-                "seconds above 0"
-            )
-        if counts.size and counts.min() < 0:
-            raise ValueError("counts holds a negative number of records")
+        n_ticks = check_counts(keys, counts, tick_s, len(chosen))
         if self.arrived.before.shape[1] != n_ticks + 1 or self.arrived.tick_s != tick_s:
             if len(chosen) != self.n_envs:
                 raise ValueError(
                     f"arrivals of {n_ticks} ticks of {tick_s} s differ from the other "
                     "environments'; reset them all together"
                 )
-            shape = (self.n_envs, n_ticks + 1)
-            self._receive(Arrived(np.zeros(shape, dtype=BEFORE), tick_s))
+            self._receive(allocate_arrivals(self.n_envs, n_ticks, tick_s))
         for table in (self.state.cluster, self.state.pool):
             table[chosen] = np.zeros((), dtype=table.dtype)
-        _load_arrivals(chosen, counts, self.arrived)
+        load_arrivals(chosen, counts, self.arrived)
         _reset(chosen, keys, plan.to_row(), self.arrived, self.model, self.state)
 
     def advance(self, plans: NDArray[np.float64], until_s: NDArray[np.float64]) -> None:
@@ -200,20 +196,6 @@ def _view(e: int, state: State) -> State:
 @inner
 def _own_arrivals(e: int, arrived: Arrived) -> Arrived:
     return Arrived(arrived.before[e], arrived.tick_s)
-
-
-@jit
-def _load_arrivals(envs: NDArray[np.int64], counts: NDArray[np.int64], arrived: Arrived) -> None:
-    for i in range(len(envs)):
-        rows = arrived.before[envs[i]]
-        records, arrival_sum = 0, 0.0
-        for tick in range(len(rows)):
-            rows[tick].records = records
-            rows[tick].arrival_sum = arrival_sum
-            if tick < counts.shape[1]:
-                n = counts[i, tick]
-                records += n
-                arrival_sum += n * ((tick + 0.5) * arrived.tick_s)
 
 
 @jit

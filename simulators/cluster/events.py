@@ -14,23 +14,21 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from simulators.arrived import Arrived, arrival_time, arrived_until, unsigned
 from simulators.cluster import state as st
 from simulators.cluster.model import Model
 from simulators.cluster.scheduling import (
     HARD,
     PLACE_MASK,
     admit_all,
-    arrival_time,
-    arrived_until,
     close_gap,
     fill_slots,
     make_ready,
     make_runnable,
     push_ended,
     remove_entry,
-    unsigned,
 )
-from simulators.cluster.state import Arrived, State
+from simulators.cluster.state import State
 from simulators.compiled import inner
 
 

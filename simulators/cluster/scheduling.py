@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.plan import Policy, Pools
+from simulators.arrived import unsigned
 from simulators.cluster import state as st
 from simulators.cluster.model import Model
-from simulators.cluster.state import Arrived, State
+from simulators.cluster.state import State
 from simulators.compiled import inner
 from simulators.noise import uniform
 
@@ -22,40 +23,6 @@ NOISE, FAILS, NOISE_RETRY, FAILS_RETRY = range(4)
 PLACE_BITS = 22
 PLACE_MASK = (1 << PLACE_BITS) - 1
 KEY_SHIFT = PLACE_BITS + 2
-
-
-@inner
-def unsigned(index: int) -> Any:
-    """Return an index as what it is: numba would wrap a signed one around at every access."""
-    return nb.uint32(index)
-
-
-@inner
-def arrived_until(time_s: float, arrived: Arrived) -> tuple[int, float]:
-    """Return how many records have arrived by a time, and the sum of their arrival times."""
-    tick_s = arrived.tick_s
-    tick = min(int(time_s / tick_s), len(arrived.before) - 2)
-    before = arrived.before[unsigned(tick)]
-    in_tick = arrived.before[unsigned(tick + 1)].records - before.records
-    share = time_s / tick_s - tick
-    here = min(int(in_tick * share + 0.5), in_tick)
-    time_sum = before.arrival_sum
-    if here > 0:
-        time_sum += here * (tick * tick_s) + tick_s * (here * here) / (2.0 * in_tick)
-    return before.records + here, time_sum
-
-
-@inner
-def arrival_time(record: int, tick: int, arrived: Arrived) -> tuple[float, int]:
-    """Return when a record arrives and its tick, searching from a tick at or before it."""
-    last = len(arrived.before) - 2
-    while tick <= last and arrived.before[unsigned(tick + 1)].records <= record:
-        tick += 1
-    if tick > last:
-        return math.inf, last
-    before = arrived.before[unsigned(tick)].records
-    in_tick = arrived.before[unsigned(tick + 1)].records - before
-    return (tick + (record - before + 0.5) / in_tick) * arrived.tick_s, tick
 
 
 @inner

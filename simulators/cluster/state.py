@@ -128,9 +128,6 @@ is read as a time and as the integer of the same bits: no time is negative, so b
 order, and integers are compared faster."""
 
 
-BEFORE = np.dtype([("records", np.int64), ("arrival_sum", np.float64)], align=True)
-
-
 class State(NamedTuple):
     """Arrays of all environments (first axis N), or views of one environment without it.
 
@@ -169,18 +166,6 @@ class State(NamedTuple):
     report: NDArray[np.float64]
     plan: NDArray[np.float64]
     signals: NDArray[np.float64]
-
-
-class Arrived(NamedTuple):
-    """Arrivals of all environments, or of one without the first axis.
-
-    Attributes:
-        before: BEFORE [N, n_ticks + 1], what arrived before each tick.
-        tick_s: Length of a tick, seconds.
-    """
-
-    before: Any
-    tick_s: float
 
 
 def allocate_state(n_envs: int, model: Model, max_open: int, report_rows: int) -> State:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from runtime.snapshot import REPORT_COLUMNS, Report
 from simulators.cluster.metrics import (
-    EnergyModel,
     arrived_after,
     backlog_growth,
     busy_slot_s,
@@ -25,6 +24,7 @@ from simulators.cluster.metrics import (
     plan_changes,
     throughput_per_s,
 )
+from simulators.energy import EnergyModel
 
 
 def _report(

@@ -1,0 +1,3 @@
+"""Agents of staged precision."""
+
+from __future__ import annotations

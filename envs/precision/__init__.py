@@ -1,0 +1,1 @@
+"""Staged precision as a Gymnasium environment."""

@@ -1,0 +1,1 @@
+"""Data sets and training recipes of the staged networks."""

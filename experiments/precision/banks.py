@@ -1,0 +1,112 @@
+"""Banks of trained networks, ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from experiments.cli import data_root
+from experiments.precision.data import DataSet, load_data
+from experiments.precision.training import NETWORK, train_network
+from experiments.record import results_root
+from experiments.schema import read_node
+from experiments.training import Report, silent
+from runtime.precision.bank import Bank
+from runtime.precision.bank_builder import BankOptions
+from runtime.precision.checkpoint import load_network
+from runtime.precision.memory import keep_memory
+from runtime.precision.staging import StagedNetwork
+from runtime.precision.training_mode import Assignment
+
+CALIBRATED_ON = 512
+"""Samples that the ranges of activations are measured on."""
+
+
+@dataclass(frozen=True)
+class BankNode:
+    """The node `bank` of a configuration.
+
+    Attributes:
+        levels: Names of the levels, the highest first.
+        buckets: Batch sizes that are prepared and measured.
+        percentile: Share of activations inside the calibrated ranges, per cent.
+    """
+
+    levels: list[str]
+    buckets: list[int]
+    percentile: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedBank:
+    """A bank with what it was made from.
+
+    Attributes:
+        name: Name of the network.
+        bank: All variants.
+        plain: The network at full width as it was trained, in fp32.
+        data: Its data set.
+    """
+
+    name: str
+    bank: Bank
+    plain: nn.Module
+    data: DataSet
+
+    def runnable(self, assignment: Assignment) -> Assignment:
+        """Return an assignment with levels that a stage lacks replaced by the next higher one.
+
+        A stage without an interior to narrow runs `int8` where others run `int8_half`.
+        """
+        levels = []
+        for stage, wanted in enumerate(assignment):
+            level = wanted
+            while self.bank.refusal(stage, level):
+                level -= 1
+            levels.append(level)
+        return tuple(levels)
+
+    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
+        """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
+        return self.bank.run(x, self.runnable(assignment))
+
+
+def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
+    """Prepare the bank of the configured network, training the network if need be.
+
+    Raises:
+        ConfigError: A wrong configuration or data.
+        ValueError: A level that this machine or a stage cannot run.
+    """
+    node = read_node(BankNode, config.bank, "bank")
+    keep_memory()
+    trained = train_network(config, report)
+    network, _ = load_network(trained.path / NETWORK)
+    torch.set_num_threads(1)
+    data = load_data(str(config.network.data), data_root(config))
+    report("preparing variants", 0, 1)
+    staged = StagedNetwork.from_modules(
+        zip(network.stage_names, network.stages(), strict=True), network.input_shape
+    )
+    options = BankOptions(
+        levels=tuple(node.levels),
+        buckets=tuple(node.buckets),
+        percentile=node.percentile,
+        cache=results_root(config) / "variants",
+    )
+    bank = Bank(staged, inputs(data.calibration.x[:CALIBRATED_ON]), options)
+    bank.warm_up()
+    report("preparing variants", 1, 1)
+    return TrainedBank(network.name, bank, nn.Sequential(*network.plain_stages()).eval(), data)
+
+
+def inputs(x: object) -> Tensor:
+    """Return samples as a float32 tensor, images with channels last."""
+    tensor = torch.as_tensor(x, dtype=torch.float32)
+    if tensor.dim() == 4:
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return cast("Tensor", tensor)

@@ -1,0 +1,226 @@
+"""Choosing levels: the training mode beside its rivals, on the same bank, data and times.
+
+Everything is chosen on calibration data; accuracy is reported on held-out data too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from agents.precision.static_mix import cheapest_mix
+from experiments.precision.banks import TrainedBank, inputs
+from experiments.precision.latencies import BucketLatencies
+from experiments.training import Report
+from runtime.precision.judged_bank import JudgedBank, Result
+from runtime.precision.training_mode import (
+    Assignment,
+    ChainCheck,
+    StageSearch,
+    Upstream,
+    find_levels,
+    hold_chain,
+)
+
+
+@dataclass(frozen=True)
+class CalibrationNode:
+    """The node `calibration` of a configuration.
+
+    Attributes:
+        batch: Batch size whose times count; one of the bank's buckets.
+        fidelity: Threshold of a stage judged by itself: share of its first output's energy.
+        accuracy: Threshold of a stage judged by the accuracy of the whole chain.
+        chain: Threshold of the whole chain, and budget of the rivals: accuracy.
+        samples: Calibration and held-out samples, at most.
+        exhaustive: Up to so many assignments all are tried, and profiles are written.
+        conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity.
+        profiled: Samples of a profile, at most.
+    """
+
+    batch: int
+    fidelity: float
+    accuracy: float
+    chain: float
+    samples: int
+    exhaustive: int
+    conditions: list[str]
+    profiled: int
+
+    def __post_init__(self) -> None:
+        """Refuse conditions that are none.
+
+        Raises:
+            ValueError: Names the condition.
+        """
+        if not self.conditions or self.conditions[0] != "clean":
+            raise ValueError(f"conditions are {self.conditions}; expected 'clean' first")
+        for condition in self.conditions[1:]:
+            name, dash, severity = condition.rpartition("-")
+            if not (name and dash and severity.isdigit()):
+                raise ValueError(
+                    f"condition {condition!r} is not such as 'noise-3', a corruption and a severity"
+                )
+
+    def corruptions(self) -> list[tuple[str, int]]:
+        """Return corruption and severity of each condition, severity 0 for clean."""
+        pairs = (condition.rpartition("-") for condition in self.conditions[1:])
+        return [("", 0), *((name, int(severity)) for name, _, severity in pairs)]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What was chosen.
+
+    Attributes:
+        searches: The training mode's searches and chain checks by name.
+        chosen: Assignments by the name of who chose them.
+        every: All assignments with accuracy on both parts and predicted latency, or only those
+            that somebody tried.
+    """
+
+    searches: dict[str, tuple[StageSearch, ChainCheck]]
+    chosen: dict[str, Assignment]
+    every: pd.DataFrame
+
+
+def calibrate(
+    trained: TrainedBank, measured: BucketLatencies, node: CalibrationNode, report: Report
+) -> Calibrated:
+    """Choose levels in every way.
+
+    Args:
+        trained: The bank.
+        measured: Latencies at `node.batch`.
+        node: Thresholds and sizes.
+        report: Told about progress.
+    """
+    bank, data = trained.bank, trained.data.calibration.first(node.samples)
+    held_out = trained.data.validation.first(node.samples)
+    stage_s = measured.fit.stage_s
+    judges = {r: JudgedBank(bank, inputs(data.x), data.y, stage_s, r) for r in Result}
+    judge = judges[Result.END_TO_END]
+    outside = JudgedBank(bank, inputs(held_out.x), held_out.y, stage_s)
+    searches = _searches(judges, node, report)
+    n_stages, n_levels = len(bank.stages), len(bank.levels)
+    chosen = {level.name: trained.runnable((k,) * n_stages) for k, level in enumerate(bank.levels)}
+    chosen |= {f"training mode, {name}": check.assignment for name, (_, check) in searches.items()}
+    mix = _integer_programme(judge, measured, node.chain)
+    if mix is not None:
+        chosen["integer programme"] = mix
+    everything = product(range(n_levels), repeat=n_stages)
+    runnable = list(dict.fromkeys(trained.runnable(assignment) for assignment in everything))
+    exhaustive = len(runnable) <= node.exhaustive
+    tried = runnable if exhaustive else list(dict.fromkeys(chosen.values()))
+    rows = []
+    for k, assignment in enumerate(tried):
+        report("accuracy of assignments", k, len(tried))
+        rows.append(
+            {
+                "assignment": _say(judge, assignment),
+                "calibration": judge.accuracy(assignment),
+                "held_out": outside.accuracy(assignment),
+            }
+        )
+    report("accuracy of assignments", len(tried), len(tried))
+    every = pd.DataFrame(rows)
+    every["predicted_s"] = measured.fit.predict_s(np.array(tried, dtype=np.int64))
+    if exhaustive:
+        floor = judge.accuracy(tried[0]) - node.chain
+        good = np.nonzero(every["calibration"].to_numpy() >= floor - 1e-12)[0]
+        chosen["best of all"] = tried[good[every["predicted_s"].to_numpy()[good].argmin()]]
+    return Calibrated(searches, chosen, every)
+
+
+def _searches(
+    judges: dict[Result, JudgedBank], node: CalibrationNode, report: Report
+) -> dict[str, tuple[StageSearch, ChainCheck]]:
+    """Run the training mode with both results and both kinds of upstream stages."""
+    thresholds = {Result.LOCAL: node.fidelity, Result.END_TO_END: node.accuracy}
+    found = {}
+    for k, (result, upstream) in enumerate(product(Result, Upstream)):
+        report("training mode", k, len(Result) * len(Upstream))
+        judge = judges[result]
+        search = find_levels(judge, [thresholds[result]] * len(judge.stage_names), upstream)
+        check = hold_chain(judges[Result.END_TO_END], search.assignment, node.chain)
+        found[f"{result.value}, {upstream.value}"] = (search, check)
+    report("training mode", len(found), len(found))
+    return found
+
+
+def _integer_programme(
+    judge: JudgedBank, measured: BucketLatencies, budget: float
+) -> Assignment | None:
+    """Return the cheapest mix whose losses, each measured with one stage lowered, add up."""
+    cost, transition = measured.fit.stage_s.copy(), measured.fit.transition_s
+    n_stages, n_levels = cost.shape
+    first = judge.accuracy((0,) * n_stages)
+    loss = np.zeros(cost.shape)
+    for stage, level in product(range(n_stages), range(1, n_levels)):
+        if judge.refusal(stage, level):
+            cost[stage, level] = np.inf
+        else:
+            lowered = tuple(level if k == stage else 0 for k in range(n_stages))
+            loss[stage, level] = first - judge.accuracy(lowered)
+    return cheapest_mix(cost, transition, loss, budget)
+
+
+def level_table(
+    trained: TrainedBank, measured: list[BucketLatencies], accuracies: dict[str, NDArray[Any]]
+) -> pd.DataFrame:
+    """Return a row per level: latency at every batch size, speed-up, bytes, accuracies.
+
+    Args:
+        trained: The bank.
+        measured: Latencies at every batch size.
+        accuracies: By condition float64 [P], held-out accuracy of uniform assignments.
+    """
+    bank = trained.bank
+    rows = []
+    for k, level in enumerate(bank.levels):
+        row: dict[str, Any] = {"level": level.name, "emulated": level.emulated}
+        for at in measured:
+            uniform = np.nonzero((at.assignments == k).all(axis=1))[0]
+            seconds = float(at.steady_s[uniform[0]])
+            row[f"batch_{at.bucket}_ms"] = 1e3 * seconds
+            for rival, rival_s in at.rivals_s.items():
+                row[f"batch_{at.bucket}_over_{rival.replace(' ', '_')}"] = rival_s / seconds
+        own = trained.runnable((k,) * len(bank.stages))
+        row["bytes"] = sum(bank.bytes(stage, own[stage]) for stage in range(len(own)))
+        row |= {f"accuracy_{name}": float(values[k]) for name, values in accuracies.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def search_table(calibrated: Calibrated) -> pd.DataFrame:
+    """Return the training mode's trials: a row per search, stage and level."""
+    rows = []
+    for name, (search, _) in calibrated.searches.items():
+        rows += [
+            {"search": name, **asdict(trial), "outcome": trial.outcome.value}
+            for trial in search.trials
+        ]
+    return pd.DataFrame(rows)
+
+
+def calibration_record(calibrated: Calibrated, judge_levels: tuple[str, ...]) -> dict[str, Any]:
+    """Return the written calibration table: plain JSON values."""
+    record: dict[str, Any] = {"levels": list(judge_levels), "searches": {}, "chosen": {}}
+    for name, (search, check) in calibrated.searches.items():
+        record["searches"][name] = {
+            "runs": search.runs,
+            "assignment": list(search.assignment),
+            "trials": [asdict(trial) for trial in search.trials],
+            "chain": {**asdict(check), "raises": [asdict(r) for r in check.raises]},
+        }
+    record["chosen"] = {name: list(levels) for name, levels in calibrated.chosen.items()}
+    return record
+
+
+def _say(judge: JudgedBank, assignment: Assignment) -> str:
+    return "/".join(judge.level_names[level] for level in assignment)

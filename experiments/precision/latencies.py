@@ -1,0 +1,163 @@
+"""What a bank costs: latencies measured inside the running chain, and the additive fit of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from experiments.console import say
+from experiments.precision.banks import TrainedBank
+from experiments.training import Report
+from runtime.precision.bank import Bank
+from runtime.precision.measure import Call, covering_assignments, measure_latencies
+from runtime.precision.training_mode import Assignment
+from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
+
+EAGER, COMPILED = "fp32 eager", "fp32 compiled"
+_TIMED_PASSES = 15
+HELD_OUT_SHARE = 0.35
+"""Share of the measured assignments that the fit's error is stated on."""
+
+
+@dataclass(frozen=True)
+class LatencySettings:
+    """The node `size.latencies` of a configuration.
+
+    Attributes:
+        assignments: How many assignments are measured at each batch size.
+        rounds: Counted rounds.
+    """
+
+    assignments: int
+    rounds: int
+
+
+@dataclass(frozen=True, eq=False)
+class BucketLatencies:
+    """Latencies at one batch size.
+
+    Attributes:
+        bucket: Batch size.
+        assignments: int64 [n, S].
+        steady_s: float64 [n].
+        switch_s: float64 [n], first calls after another assignment.
+        sigma: Standard deviation of the logarithm of single calls, median over assignments.
+        rivals_s: Latency of eager and compiled fp32, seconds; the latter is absent
+            where it could not be compiled.
+        fit: The additive model.
+        held_out: float64 [m], its relative errors on assignments that it was not fitted to.
+    """
+
+    bucket: int
+    assignments: NDArray[np.int64]
+    steady_s: NDArray[np.float64]
+    switch_s: NDArray[np.float64]
+    sigma: float
+    rivals_s: dict[str, float]
+    fit: LatencyFit
+    held_out: NDArray[np.float64]
+
+
+def measure_bank(
+    trained: TrainedBank, x: Tensor, settings: LatencySettings, report: Report
+) -> list[BucketLatencies]:
+    """Measure mixed assignments at every batch size, beside eager and compiled fp32.
+
+    Args:
+        trained: What is measured.
+        x: float32 [n, ...], at least the largest batch size.
+        settings: How much to measure.
+        report: Told about progress.
+    """
+    with torch.no_grad():
+        return [_measure_bucket(trained, x, b, settings, report) for b in trained.bank.buckets]
+
+
+def _measure_bucket(
+    trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings, report: Report
+) -> BucketLatencies:
+    bank, plain = trained.bank, trained.plain
+    rng = np.random.default_rng(bucket)
+    n_stages, n_levels = len(bank.stages), len(bank.levels)
+    chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
+    batch = x[:bucket]
+    rivals = {EAGER: plain.to(memory_format=torch.channels_last), COMPILED: compiled(plain, batch)}
+    rivals = {name: call for name, call in rivals.items() if call is not None}
+    calls: list[Call] = [partial(_run, trained, assignment) for assignment in chosen]
+    calls += list(rivals.values())
+    what = f"latencies, batch {bucket}"
+    found = measure_latencies(
+        calls, batch, settings.rounds, rng, lambda done: report(what, done, settings.rounds)
+    )
+    n = len(chosen)
+    assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
+    fitted = round(n * (1.0 - HELD_OUT_SHARE))
+    return BucketLatencies(
+        bucket=bucket,
+        assignments=assignments,
+        steady_s=seconds,
+        switch_s=found.switch_s[:n],
+        sigma=float(np.median(found.sigma[:n])),
+        rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
+        fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
+        held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
+    )
+
+
+def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
+    """Return the share of each stage in a pass at the first level, from timers inside it."""
+    first = (0,) * len(bank.stages)
+    times = np.median([bank.stage_times(batch, first) for _ in range(_TIMED_PASSES)], axis=0)
+    share: NDArray[np.float64] = times / times.sum()
+    return share
+
+
+def _run(trained: TrainedBank, assignment: Assignment, x: Tensor) -> Tensor:
+    return trained.run(x, assignment)
+
+
+def compiled(plain: nn.Module, batch: Tensor) -> Call | None:
+    """Return the network compiled for a batch size, weights frozen; None without a C++ compiler."""
+    import torch._inductor.config as inductor
+
+    before = inductor.freezing
+    inductor.freezing = True
+    try:
+        call: Call = torch.compile(plain, dynamic=False, isolate_recompiles=True)
+        call(batch)
+        call(batch)
+    except Exception as error:  # whatever a compiler raises on a machine without one
+        say(
+            f"fp32 could not be compiled here ({type(error).__name__}); only eager fp32 is measured"
+        )
+        return None
+    finally:
+        inductor.freezing = before
+    return call
+
+
+def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
+    """Return a row per measured assignment, rival and batch size."""
+    names = [level.name for level in bank.levels]
+    rows = []
+    for at in measured:
+        predicted = at.fit.predict_s(at.assignments)
+        for k, levels in enumerate(at.assignments):
+            rows.append(
+                {
+                    "batch": at.bucket,
+                    "assignment": "/".join(names[level] for level in levels),
+                    "steady_s": at.steady_s[k],
+                    "switch_s": at.switch_s[k],
+                    "predicted_s": predicted[k],
+                }
+            )
+        for name, seconds in at.rivals_s.items():
+            rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
+    return pd.DataFrame(rows)

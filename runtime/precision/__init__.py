@@ -1,0 +1,1 @@
+"""Staged precision on a real machine: plans, snapshots, guards, banks of variants."""

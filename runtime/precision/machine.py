@@ -1,0 +1,116 @@
+"""What this machine's processor and torch can run, found out by trying.
+
+The operators under `torch.ops.mkldnn` and `torch.ops.onednn` are private to torch: each kind of
+level is tested against fp32 before it is offered, so a torch that changed them is refused with a
+reason instead of computing something else.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from runtime.precision import kernels
+from runtime.precision.formats import Grid
+
+_LEAST_DB = {"fp32": 100.0, "bf16": 35.0, "int8": 25.0}
+"""Signal to noise that a working kernel exceeds by far on the self-tests' Gaussian data."""
+
+
+def sqnr_db(reference: Tensor, value: Tensor) -> float:
+    """Return the signal-to-quantisation-noise ratio, decibels; inf where both are equal."""
+    signal = reference.double().square().sum()
+    noise = (reference.double() - value.double()).square().sum()
+    return float(10.0 * torch.log10(signal / noise))
+
+
+def instruction_set() -> str:
+    """Return the name of the processor's abilities that decide which kernels oneDNN picks."""
+    parts = [torch.backends.cpu.get_cpu_capability().lower()]
+    abilities = torch.cpu.get_capabilities()
+    wanted = ("avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16")
+    parts += [name for name in wanted if abilities.get(name)]
+    return "+".join(parts)
+
+
+def has_matrix_units() -> bool:
+    """Return whether bf16 runs on AMX tiles; without them it is slower than fp32 in places."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@cache
+def refusal(kind: str, device: str = "cpu") -> str:
+    """Return why levels of a kind cannot run here, or nothing if they can.
+
+    Args:
+        kind: As in `Level.kind`.
+        device: As in `Level.device`.
+    """
+    if device != "cpu":
+        return f"no kernels for device {device!r} are built in, only for cpu"
+    mkldnn: Any = torch.backends.mkldnn
+    if not mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    tested = "fp32" if kind == "emulated" else kind
+    if tested not in _LEAST_DB:
+        return f"no kernels for levels of kind {kind!r}"
+    try:
+        found = _worst_db(tested)
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"torch {torch.__version__} fails the self-test of its oneDNN operators: {reason}"
+    if not found >= _LEAST_DB[tested]:
+        return (
+            f"its kernels differ from fp32 more than rounding explains "
+            f"({found:.1f} dB, expected at least {_LEAST_DB[tested]:.0f} dB)"
+        )
+    return ""
+
+
+def _worst_db(kind: str) -> float:
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x, other = normal(2, 16, 9, 9).relu(), normal(2, 24, 9, 9)
+    x = x.contiguous(memory_format=torch.channels_last)
+    conv = kernels.ConvWeights(normal(24, 16, 3, 3), normal(24), (1, 1), (1, 1), (1, 1), 1)
+    rows, residual = normal(5, 32), normal(5, 48)
+    linear = kernels.LinearWeights(normal(48, 32), normal(48))
+    run = _integer if kind == "int8" else _floating
+    return min(
+        run(kind, conv, x, other, functional.conv2d(x, conv.weight, conv.bias, 1, 1)),
+        run(kind, linear, rows, residual, functional.linear(rows, linear.weight, linear.bias)),
+    )
+
+
+_Weights = kernels.ConvWeights | kernels.LinearWeights
+
+
+def _floating(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Tensor) -> float:
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    call = kernels.prepack_float(weights, dtype, x.shape)
+    plain = call.run(x.to(dtype))
+    added = call.run(x.to(dtype), kernels.Added(other.to(dtype)))
+    return min(sqnr_db(exact, plain.float()), sqnr_db(exact + other, added.float()))
+
+
+def _integer(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Tensor) -> float:
+    total = exact + other
+    grid, on, target = Grid.of_tensor(x), Grid.of_tensor(other), Grid.of_tensor(total)
+    call = kernels.prepack_int8(kernels.quantise_weights(weights), grid, x.shape)
+    found = [sqnr_db(exact, call.run(grid.quantise(x)))]
+    order = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    added = kernels.Added(other.clone(memory_format=order))
+    found.append(sqnr_db(total, call.run(grid.quantise(x), added)))
+    if x.dim() == 4:
+        # A uint8 result wants uint8 added; only convolutions do this.
+        added = kernels.Added(on.quantise(other.contiguous(memory_format=order)), on)
+        summed = call.run(grid.quantise(x), added, target)
+        found.append(sqnr_db(total, target.dequantise(summed)))
+    return min(found)

@@ -1,0 +1,414 @@
+"""The run-time mode: a request stream served in real time, levels chosen batch by batch.
+
+One worker, first in first out, as `simulators.precision` simulates it: when the worker is idle and
+a request waits, expired requests leave, the next batch is formed, its properties are measured, an
+agent is asked, guards stand between its answer and the bank, the batch runs (unsure samples a
+second time where the plan says so), and shadow checks are queued. Whatever the agent does, a batch
+is served: an exception, an answer that is no plan, or too many slow answers lead to the safe plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.precision.guards import PrecisionGuards
+from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Serving
+from runtime.precision.shadow import ShadowCheck
+from runtime.precision.snapshot import (
+    LOW_MARGIN,
+    REPORT_COLUMNS,
+    REPORT_INDEX,
+    PrecisionSnapshot,
+    SignalLayout,
+)
+
+_logger = logging.getLogger(__name__)
+
+AGENT_ERROR, NOT_A_PLAN, AGENT_SLOW = "agent_error", "not_a_plan", "agent_slow"
+SLOW_ANSWERS, PAUSE_BATCHES = 3, 100
+"""After so many slow answers in a row the agent is not asked for so many batches."""
+
+
+class PrecisionDecider(Protocol):
+    """What the server needs of an agent."""
+
+    def decide(self, snapshot: PrecisionSnapshot) -> PrecisionPlan:
+        """Return the plan for the batch that is about to be dispatched."""
+
+
+class ServedBank(Protocol):
+    """What the server needs of a bank."""
+
+    def run(self, x: Tensor, assignment: tuple[int, ...]) -> Tensor:
+        """Return the outputs of a batch."""
+
+    def observe(self, x: Tensor, assignment: tuple[int, ...]) -> Any:
+        """Return a result with `output` and `clip_rates`."""
+
+
+@dataclass(frozen=True, eq=False)
+class RequestStream:
+    """Requests that arrive in real time.
+
+    Attributes:
+        arrival_s: float64 [n], seconds since the start, ascending.
+        inputs: Returns the inputs of requests first to last (excluded), float32 [last - first,
+            ...]; called when they are dispatched.
+        truth: int64 [n], right answers, for reports only; None where nobody knows them.
+        condition: int64 [n], true condition, for reports only; None where nobody knows it.
+    """
+
+    arrival_s: NDArray[np.float64]
+    inputs: Callable[[int, int], Tensor]
+    truth: NDArray[np.int64] | None = None
+    condition: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a stream that does not flow.
+
+        Raises:
+            ValueError: Names the field.
+        """
+        times = self.arrival_s
+        if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times) < 0.0).any():
+            raise ValueError("arrival_s is no ascending row of finite seconds")
+        if len(times) and times[0] < 0.0:
+            raise ValueError(f"arrival_s begins at {times[0]}; expected at least 0")
+        for name in ("truth", "condition"):
+            row = getattr(self, name)
+            if row is not None and row.shape != times.shape:
+                raise ValueError(f"{name} has shape {row.shape}; expected {times.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One change of levels, explained.
+
+    Attributes:
+        time_s: When the batch was dispatched.
+        batch: Its number.
+        before: Levels of the batch before.
+        after: Levels of this one.
+        proposed: What the agent answered; None if it gave no plan.
+        causes: Why guards or server changed the proposal; empty if they did not.
+    """
+
+    time_s: float
+    batch: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    proposed: tuple[int, ...] | None
+    causes: tuple[str, ...]
+
+
+class Served(NamedTuple):
+    """What became of a stream.
+
+    Attributes:
+        reports: float64 [batches, len(REPORT_COLUMNS)].
+        answers: int64 [n], label that each request was given, -1 if it was dropped.
+        latency_s: float64 [n], NaN where dropped.
+        switches: All changes of levels.
+        causes: How often each cause changed a proposal.
+        decision_s: float64 [batches], from the formed batch to the plan, properties included.
+        late_start_s: float64 [batches], how much later than possible a batch was formed (the
+            clock's and the sleep's inaccuracy).
+    """
+
+    reports: NDArray[np.float64]
+    answers: NDArray[np.int64]
+    latency_s: NDArray[np.float64]
+    switches: list[Switch]
+    causes: Counter[str]
+    decision_s: NDArray[np.float64]
+    late_start_s: NDArray[np.float64]
+
+
+class PrecisionServer:
+    """Serves one stream."""
+
+    def __init__(
+        self,
+        bank: ServedBank,
+        agent: PrecisionDecider,
+        guards: PrecisionGuards,
+        serving: Serving,
+        properties: Callable[[Tensor], NDArray[np.float64]],
+        shadow: ShadowCheck,
+    ) -> None:
+        """Connect the parts.
+
+        Args:
+            bank: Runs batches; prepared for `serving.max_batch`.
+            agent: Chooses levels.
+            guards: Stand between agent and bank; their safe plan replaces a missing answer.
+            serving: Deadline and batching.
+            properties: Returns the input properties of a batch, float64 [F], means over it.
+            shadow: Checks a share of what is served.
+        """
+        self._bank, self._agent, self._guards = bank, agent, guards
+        self._serving, self._properties, self._shadow = serving, properties, shadow
+
+    def serve(
+        self, stream: RequestStream, layout: SignalLayout, answer_within_s: float = 0.002
+    ) -> Served:
+        """Serve a stream to its end, in real time.
+
+        Args:
+            stream: The requests.
+            layout: Columns of the signals.
+            answer_within_s: Answers that take longer count as slow, seconds.
+
+        Returns:
+            What became of it; the same record of an interrupted stream is in no file yet, so
+            nothing half-written is left behind by Ctrl-C.
+        """
+        run = _Run(self, stream, layout, answer_within_s)
+        with torch.inference_mode():
+            while run.form_batch():
+                run.serve_batch()
+        return run.result()
+
+
+class _Run:
+    """State of a stream that is being served."""
+
+    def __init__(
+        self,
+        server: PrecisionServer,
+        stream: RequestStream,
+        layout: SignalLayout,
+        answer_within_s: float,
+    ) -> None:
+        n = len(stream.arrival_s)
+        self._parts, self._stream, self._layout = server, stream, layout
+        self._answer_within_s = answer_within_s
+        self._plan = server._guards.safe
+        self._first, self._size, self._head = 0, 0, 0
+        self._served = self._late = self._dropped = 0
+        self._busy_s, self._slow, self._paused = 0.0, 0, 0
+        self._reports: list[NDArray[np.float64]] = []
+        self._times: list[tuple[float, float]] = []
+        self._switches: list[Switch] = []
+        self._causes: Counter[str] = Counter()
+        self._answers = np.full(n, -1, dtype=np.int64)
+        self._latency_s = np.full(n, math.nan)
+        self._signals = np.zeros(layout.size)
+        self._last: dict[str, float] = {}
+        self._clip = np.zeros(layout.n_stages)
+        self._start = time.perf_counter()
+
+    def _now_s(self) -> float:
+        return time.perf_counter() - self._start
+
+    # Forming a batch
+
+    def form_batch(self) -> bool:
+        """Wait for a request and take the next batch; return whether there is one."""
+        arrival_s, serving = self._stream.arrival_s, self._parts._serving
+        free_s = now_s = self._now_s()
+        if serving.drop_expired:
+            expired = int(np.searchsorted(arrival_s, now_s - serving.deadline_s, side="right"))
+            gone = max(expired - self._head, 0)
+            self._dropped += gone
+            self._head += gone
+            if self._reports:
+                self._reports[-1][REPORT_INDEX["dropped"]] = gone
+        if self._head >= len(arrival_s):
+            return False
+        possible_s = max(free_s, float(arrival_s[self._head]))
+        while (now_s := self._now_s()) < arrival_s[self._head]:
+            time.sleep(max(float(arrival_s[self._head]) - now_s, 0.0))
+        waiting = int(np.searchsorted(arrival_s, now_s, side="right")) - self._head
+        self._first, self._size = self._head, min(waiting, serving.max_batch)
+        self._late_start_s, self._dispatch_s, self._waiting = now_s - possible_s, now_s, waiting
+        return True
+
+    # Deciding
+
+    def _write_signals(self, x: Tensor) -> None:
+        """Write what the controller may see."""
+        layout, signals = self._layout, self._signals
+        estimate = self._parts._shadow.estimate()
+        head_s = self._dispatch_s - float(self._stream.arrival_s[self._first])
+        values = {
+            "time_s": self._dispatch_s,
+            "requests_in": self._head + self._waiting,
+            "requests_served": self._served,
+            "requests_late": self._late,
+            "requests_dropped": self._dropped,
+            "busy_s": self._busy_s,
+            "waiting": self._waiting,
+            "batch": self._size,
+            "head_slack_s": self._parts._serving.deadline_s - head_s,
+            "shadow_checks": estimate.checks,
+            "shadow_disagreement": estimate.disagreement,
+            "shadow_low": estimate.low,
+            "shadow_high": estimate.high,
+            **self._last,
+        }
+        for name, value in values.items():
+            signals[layout.index[name]] = value
+        signals[layout.property_columns] = self._parts._properties(x)
+        signals[layout.clip_columns] = self._clip
+        signals[layout.sqnr_columns] = estimate.sqnr_db
+        signals[layout.plan_columns] = self._plan.to_row()
+
+    def _decide(self) -> tuple[PrecisionPlan, PrecisionPlan | None, tuple[str, ...]]:
+        """Return the plan to run, what was proposed, and why they differ."""
+        guards = self._parts._guards
+        snapshot = PrecisionSnapshot(self._layout, self._signals.copy(), self._plan)
+        proposed, causes = self._ask(snapshot)
+        guarded, why = guards.apply(proposed or guards.safe, snapshot)
+        return guarded, proposed, (*causes, *why)
+
+    def _ask(self, snapshot: PrecisionSnapshot) -> tuple[PrecisionPlan | None, tuple[str, ...]]:
+        if self._paused > 0:
+            self._paused -= 1
+            return None, (AGENT_SLOW,)
+        start = time.perf_counter()
+        try:
+            answer: Any = self._parts._agent.decide(snapshot)
+        except Exception:  # whatever an agent raises must not end the serving
+            _logger.exception("the agent failed")
+            return None, (AGENT_ERROR,)
+        if time.perf_counter() - start > self._answer_within_s:
+            self._slow += 1
+            if self._slow >= SLOW_ANSWERS:
+                self._slow, self._paused = 0, PAUSE_BATCHES
+        else:
+            self._slow = 0
+        if not isinstance(answer, PrecisionPlan):
+            _logger.error("the agent answered %r; expected a PrecisionPlan", answer)
+            return None, (NOT_A_PLAN,)
+        return answer, ()
+
+    # Serving
+
+    def serve_batch(self) -> None:
+        """Decide for the batch, run it and report it."""
+        x = self._stream.inputs(self._first, self._first + self._size)
+        self._write_signals(x)
+        plan, proposed, causes = self._decide()
+        self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
+        before = self._plan
+        if not np.array_equal(plan.to_row(), before.to_row()):
+            self._plan = replace(plan, version=before.version + 1)
+        self._causes.update(causes)
+        if plan.levels != before.levels:
+            asked = None if proposed is None else proposed.levels
+            self._switches.append(
+                Switch(
+                    self._dispatch_s, len(self._reports), before.levels, plan.levels, asked, causes
+                )
+            )
+        answers, margins, again = self._run(x, plan)
+        end_s = self._now_s()
+        self._parts._shadow.offer(x, answers, plan.levels)
+        self._report(before.levels, answers, margins, again, end_s)
+
+    def _run(
+        self, x: Tensor, plan: PrecisionPlan
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+        """Return answers, margins of the first pass, and which samples were run again."""
+        observed = self._parts._bank.observe(x, plan.levels)
+        self._clip = observed.clip_rates.astype(np.float64)
+        answers, margins = answers_of(observed.output)
+        again = np.zeros(len(answers), dtype=bool)
+        if plan.escalate_below > 0.0 and plan.escalate_levels != plan.levels:
+            again = margins < plan.escalate_below
+            if again.any():
+                output = self._parts._bank.run(x[torch.from_numpy(again)], plan.escalate_levels)
+                answers[again] = answers_of(output)[0]
+        return answers, margins, again
+
+    def _report(
+        self,
+        before: tuple[int, ...],
+        answers: NDArray[np.int64],
+        margins: NDArray[np.float64],
+        again: NDArray[np.bool_],
+        end_s: float,
+    ) -> None:
+        n, batch = self._size, slice(self._first, self._first + self._size)
+        arrival_s = self._stream.arrival_s[batch]
+        latency_s = end_s - arrival_s
+        self._answers[batch], self._latency_s[batch] = answers, latency_s
+        late = latency_s > self._parts._serving.deadline_s
+        right, in_time = math.nan, math.nan
+        if self._stream.truth is not None:
+            correct = answers == self._stream.truth[batch]
+            right, in_time = float(correct.sum()), float((correct & ~late).sum())
+        condition = -1 if self._stream.condition is None else self._stream.condition[self._first]
+        switched = sum(a != b for a, b in zip(before, self._plan.levels, strict=True))
+        values = {
+            "batch": len(self._reports),
+            "plan_version": self._plan.version,
+            "requests": n,
+            "first_request": self._first,
+            "first_arrival_s": arrival_s[0],
+            "mean_arrival_s": arrival_s.mean(),
+            "last_arrival_s": arrival_s[-1],
+            "start_s": self._dispatch_s,
+            "end_s": end_s,
+            "escalated": again.sum(),
+            "late": late.sum(),
+            "dropped": 0,
+            "switched": switched,
+            "correct": right,
+            "correct_in_time": in_time,
+            "condition": condition,
+        }
+        self._reports.append(np.array([float(values[name]) for name in REPORT_COLUMNS]))
+        service_s = end_s - self._dispatch_s
+        self._last = {
+            "last_service_s": service_s,
+            "last_batch": n,
+            "last_margin": float(margins.mean()),
+            "last_low_margin_share": float((margins < LOW_MARGIN).mean()),
+            "last_escalated_share": float(again.mean()),
+        }
+        self._busy_s += service_s
+        self._head += n
+        self._served += n
+        self._late += int(late.sum())
+
+    def result(self) -> Served:
+        """Return what became of the stream."""
+        empty = np.zeros((0, len(REPORT_COLUMNS)))
+        times = np.array(self._times).reshape(-1, 2)
+        return Served(
+            reports=np.stack(self._reports) if self._reports else empty,
+            answers=self._answers,
+            latency_s=self._latency_s,
+            switches=self._switches,
+            causes=self._causes,
+            decision_s=times[:, 0],
+            late_start_s=times[:, 1],
+        )
+
+
+def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the most likely class of each sample and by how much it leads.
+
+    Args:
+        output: float32 [n, classes], logits.
+
+    Returns:
+        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
+    """
+    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
+    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
+    return classes[:, 0].numpy().copy(), margin

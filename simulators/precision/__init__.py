@@ -1,0 +1,1 @@
+"""Staged precision: profiles, streams of requests, engine, metrics."""

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from runtime.precision import levels, machine
+from runtime.precision.levels import LEVELS, Level, find_level, find_levels
+
+
+def test_levels_are_looked_up_by_name() -> None:
+    assert [level.name for level in LEVELS[:3]] == ["fp32", "bf16", "int8"]
+    assert find_level("int8_half").width == 0.5
+    assert [level.name for level in LEVELS if level.emulated] == ["int6", "int4"]
+    with pytest.raises(ValueError, match=r"no level 'int8_hlf'.*did you mean 'int8_half'"):
+        find_level("int8_hlf")
+    with pytest.raises(ValueError, match="levels given twice: int8"):
+        find_levels(["int8", "fp32", "int8"])
+    with pytest.raises(ValueError, match="no levels given"):
+        find_levels([])
+
+
+@pytest.mark.parametrize("change", [{"bits": 1}, {"width": 0.0}, {"device": "tpu"}])
+def test_levels_that_mean_nothing_are_refused(change: dict[str, float | str]) -> None:
+    with pytest.raises(ValueError, match="level 'odd'"):
+        Level(**{"name": "odd", "bits": 8, **change})
+
+
+def test_what_the_machine_cannot_run_is_named_with_what_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match=r"cannot run level 'fp8'.*'cuda'.*it can run fp32"):
+        levels.require_runnable([Level("fp8", 8, device="cuda")])
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no such operator\nand a stack")
+
+    machine.refusal.cache_clear()
+    monkeypatch.setattr(machine.kernels, "prepack_int8", broken)
+    with pytest.raises(ValueError, match=r"cannot run level 'int8': .*no such operator; it can"):
+        levels.require_runnable([find_level("int8")])
+    machine.refusal.cache_clear()
+
+
+def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.refusal.cache_clear()
+    real = machine.kernels.quantise_weights
+
+    def wrong(layer: machine.kernels.Weights) -> machine.kernels.Int8Weights:
+        made = real(layer)
+        made.scales[3] *= 1.7
+        return made
+
+    monkeypatch.setattr(machine.kernels, "quantise_weights", wrong)
+    assert "differ from fp32 more than rounding explains" in machine.refusal("int8")
+    machine.refusal.cache_clear()
+
+
+def test_the_signal_to_noise_ratio_has_its_closed_form() -> None:
+    x = torch.tensor([3.0, 4.0])
+    assert machine.sqnr_db(x, x + torch.tensor([0.3, 0.4])) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_levels_import_no_torch() -> None:
+    code = "import sys, runtime.precision.levels; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

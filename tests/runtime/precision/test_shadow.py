@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from runtime.precision.shadow import MOST_DB, ShadowCheck
+from runtime.precision.snapshot import wilson_interval
+
+
+class TwoStages:
+    """Doubles, then adds one; level 1 of a stage adds a tenth of its result's energy in noise."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken = False
+
+    def run_stage(self, stage: int, level: int, border: Tensor) -> Tensor:
+        if self.broken:
+            raise RuntimeError("broken")
+        exact = border * 2.0 if stage == 0 else border + 1.0
+        return exact * (1.0 + (0.1**0.5 if level else 0.0))
+
+    def probe(self, x: Tensor, assignment: tuple[int, ...]) -> SimpleNamespace:
+        self.gate.wait()
+        first = self.run_stage(0, assignment[0], x)
+        second = self.run_stage(1, assignment[1], first)
+        return SimpleNamespace(output=second, stages=(first, second))
+
+
+def _answers(x: Tensor) -> np.ndarray:
+    return x.argmax(dim=1).numpy()
+
+
+def test_disagreement_and_noise_are_what_they_are() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(100, 4)
+    answers = _answers(x)
+    answers[:7] = (answers[:7] + 1) % 4
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        assert check.offer(x, answers, (1, 0)) == 100
+        check.wait()
+        found = check.estimate()
+    assert (found.checks, found.disagreement) == (100, 0.07)
+    assert (found.low, found.high) == wilson_interval(7, 100)
+    # each stage by itself: the noise of the first does not count against the second
+    np.testing.assert_allclose(found.sqnr_db, [10.0, MOST_DB], rtol=1e-4)
+
+
+def test_the_window_forgets() -> None:
+    x = torch.rand(8, 4)
+    wrong = (_answers(x) + 1) % 4
+    with ShadowCheck(TwoStages(), 2, fraction=1.0, window=8) as check:
+        check.offer(x, wrong, (0, 0))
+        check.wait()
+        assert check.estimate().disagreement == 1.0
+        check.offer(x, _answers(x), (0, 0))
+        check.wait()
+        assert check.estimate()[:2] == (8, 0.0)
+
+
+def test_about_the_stated_share_is_checked() -> None:
+    x = torch.rand(64, 4)
+    with ShadowCheck(TwoStages(), 2, fraction=0.1, window=10_000, waiting=10_000) as check:
+        chosen = sum(check.offer(x, _answers(x), (0, 0)) for _ in range(200))
+        check.wait()
+        assert check.estimate().checks == chosen
+    assert abs(chosen / 12_800 - 0.1) < 0.015  # five standard deviations
+
+
+def test_nothing_runs_at_a_share_of_zero() -> None:
+    check = ShadowCheck(TwoStages(), 2, fraction=0.0)
+    before = threading.active_count()
+    x = torch.rand(8, 4)
+    assert check.offer(x, _answers(x), (1, 1)) == 0
+    assert threading.active_count() == before
+    assert check.estimate()[:4] == (0, 0.0, 0.0, 1.0)
+
+
+def test_offering_never_waits() -> None:
+    bank, x = TwoStages(), torch.rand(4, 4)
+    bank.gate.clear()  # the checking thread is stuck
+    with ShadowCheck(bank, 2, fraction=1.0, waiting=2) as check:
+        accepted = [check.offer(x, _answers(x), (0, 0)) for _ in range(10)]
+        assert accepted.count(4) in (2, 3)  # two wait, one may be under way
+        assert check.skipped == accepted.count(0)
+        bank.gate.set()
+
+
+def test_a_check_that_fails_does_not_end_the_checking() -> None:
+    bank, x = TwoStages(), torch.rand(4, 4)
+    with ShadowCheck(bank, 2, fraction=1.0) as check:
+        bank.broken = True
+        check.offer(x, _answers(x), (0, 0))
+        check.wait()
+        bank.broken = False
+        check.offer(x, _answers(x), (0, 0))
+        check.wait()
+        assert (check.failed, check.estimate().checks) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "window", "message"),
+    [(-0.1, 8, "fraction is -0.1"), (1.5, 8, "fraction is 1.5"), (0.5, 0, "window is 0")],
+)
+def test_impossible_settings_are_refused(fraction: float, window: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShadowCheck(TwoStages(), 2, fraction, window)
