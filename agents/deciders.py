@@ -171,15 +171,9 @@ def descend(
         for segment in range(segments):
             trial = np.tile(best, (n, 1))
             trial[:, segment] = np.arange(n)
-            best = trial[_first_best(losses(trial), int(best[segment]))]
+            best = trial[losses(trial).argmin()]
             done += 1
             on_progress(done)
         if (best == before).all():
             break
     return best
-
-
-def _first_best(losses: NDArray[np.float64], present: int) -> int:
-    """Return the lowest loss's place; the present choice stays where none is lower."""
-    lowest = int(losses.argmin())
-    return lowest if losses[lowest] < losses[present] else present
