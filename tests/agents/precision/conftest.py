@@ -13,7 +13,7 @@ from envs.precision.config import StagedPrecisionConfig, precision_config
 from runtime.precision.guard_tables import BankTables
 from runtime.precision.plan import all_assignments
 from runtime.precision.snapshot import SignalLayout
-from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
+from simulators.precision.synthetic import synthetic_profile
 
 # Seconds and accuracy lost of each level of each stage; batches of 2 take twice as long.
 STAGE_S = ((0.005, 0.003, 0.001), (0.003, 0.001, 0.001))
@@ -34,8 +34,7 @@ def known() -> Known:
 @pytest.fixture(scope="module")
 def world() -> StagedPrecisionConfig:
     """Return 4 s of bursts and drift on the synthetic bank, many requests checked in shadow."""
-    profile = synthetic_profile(SyntheticParameters(samples=64))
-    config = precision_config(profile, load=0.7)
+    config = precision_config(synthetic_profile(), load=0.7)
     serving = replace(config.serving, shadow_fraction=0.2)
     return replace(config, horizon_s=4.0, serving=serving)
 
