@@ -2,9 +2,7 @@
 
     python -m benchmarks.precision_bank [NET ...] [batch=1,16,64] [rounds=9] [compile=true]
 
-One thread; processor time counts, as medians over interleaved rounds: machines are shared. Set
-glibc's MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ to 1073741824 and MALLOC_TOP_PAD_ to
-67108864 before, or plans at batch 64 take up to twice as long by chance.
+One thread; processor time counts, as medians over interleaved rounds: machines are shared.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from benchmarks.rows import BenchmarkRow
 from runtime.precision.bank import Bank, BankOptions
 from runtime.precision.levels import LEVELS, refusals
 from runtime.precision.machine import instruction_set
+from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
 
 Works = dict[str, Callable[[], object]]
@@ -236,6 +235,7 @@ def main(words: list[str]) -> None:
     batches = [int(batch) for batch in options.get("batch", "1,16,64").split(",")]
     rounds, compiled = int(options.get("rounds", 9)), options.get("compile", "true") == "true"
     torch.set_num_threads(1)
+    keep_memory()
     print(f"torch {torch.__version__}, {instruction_set()}, one thread, {rounds} rounds")
     for name in names:
         for row in measure_net(name, batches, rounds, compiled):

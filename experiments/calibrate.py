@@ -37,6 +37,8 @@ from experiments.precision.latencies import (
     latency_table,
     measure_bank,
 )
+from experiments.precision.profiling import build_profile
+from experiments.provenance import command_line, machine_summary
 from experiments.record import RunFolder, open_run
 from experiments.schema import read_node
 from experiments.training import Report, silent
@@ -48,6 +50,7 @@ LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES = (
     *("levels.csv", "trials.csv", "assignments.csv", "chosen.csv", "latencies.csv"),
 )
 TABLE, FRONT, KERNELS = "calibration.json", "front.png", "kernels.json"
+PROFILE, HELD_OUT = "profile.npz", "profile_held_out.npz"
 SEVERITY = 3
 """Severity of the corruptions in the table of levels."""
 
@@ -75,7 +78,7 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
     if run.complete:
         return run
     x = inputs(trained.data.validation.x)
-    measured = measure_bank(trained.bank, trained.plain, x, settings, report)
+    measured = measure_bank(trained, x, settings, report)
     main = next(at for at in measured if at.bucket == node.batch)
     calibrated = calibrate(trained, main, node, report)
     table = level_table(trained, measured, _accuracies(trained, node.samples, report))
@@ -88,8 +91,25 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
         f"experiments.calibrate network={config.network.name} size={config.size.name}`."
     )
     save_figure(front(calibrated.every, rows), run.path / FRONT, caption)
+    if len(trained.bank.levels) ** len(trained.bank.stages) <= node.exhaustive:
+        _profile(run, trained, measured, node, report)
     run.mark_complete()
     return run
+
+
+def _profile(
+    run: RunFolder,
+    trained: TrainedBank,
+    measured: list[BucketLatencies],
+    node: CalibrationNode,
+    report: Report,
+) -> None:
+    """Write what simulations of this bank are made with: one profile to train on, one to report."""
+    origin = f"measured on {machine_summary()} by `{command_line()}`"
+    for name, part in ((PROFILE, trained.data.calibration), (HELD_OUT, trained.data.validation)):
+        own = part.first(node.profiled)
+        profile = build_profile(trained, measured, own, node.corruptions(), origin, report)
+        profile.save(run.path / name)
 
 
 def _own_config(config: DictConfig) -> DictConfig:
@@ -132,7 +152,7 @@ def _accuracy(
     bank = trained.bank
     assignment = (level,) * len(bank.stages)
     batches = torch.split(inputs(x), bank.buckets[-1])
-    answers = torch.cat([bank.run(batch, assignment).argmax(dim=1) for batch in batches])
+    answers = torch.cat([trained.run(batch, assignment).argmax(dim=1) for batch in batches])
     return float((answers.numpy() == y).mean())
 
 
@@ -167,7 +187,7 @@ def _chosen_table(
 
 
 def _run(trained: TrainedBank, assignment: Assignment, x: torch.Tensor) -> torch.Tensor:
-    return trained.bank.run(x, assignment)
+    return trained.run(x, assignment)
 
 
 def _write(

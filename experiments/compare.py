@@ -22,7 +22,7 @@ from experiments.lineup import Entrant, hindsight_rows, line_up
 from experiments.record import RunFolder, open_run
 from experiments.rows import ENERGY_MODEL, summary_row
 from experiments.statistics import interquartile_mean, paired_change
-from experiments.training import Report, episode_count, silent
+from experiments.training import Report, cluster_part, episode_count, silent
 from experiments.worlds import Part, build_world, evaluation_episodes, settled
 from runtime.snapshot import SIGNAL_INDEX
 from simulators.cluster.metrics import is_stable
@@ -49,7 +49,8 @@ def compare(config: DictConfig, report: Report = silent) -> RunFolder:
     Returns:
         The run folder, with `rows.csv`, `summary.csv` and `timeline.csv.gz`.
     """
-    everyone = OmegaConf.merge(config, {"agent": None}, {"agent": {"name": "all"}, "seed": 0})
+    own = {"agent": {"name": "all"}, "seed": 0}
+    everyone = OmegaConf.merge(cluster_part(config), {"agent": None}, own)
     world = build_world(config, Part.HELD_OUT)
     n = episode_count(config)
     episodes = evaluation_episodes(config, Part.HELD_OUT, n)

@@ -46,7 +46,7 @@ from experiments.record import RunFolder, open_run
 from experiments.roster import Driver, drivers
 from experiments.rows import ENERGY_MODEL, summary_row
 from experiments.statistics import paired_change
-from experiments.training import Report, silent
+from experiments.training import Report, cluster_part, silent
 from experiments.worlds import Part, build_world, evaluation_episodes, profile_path, settled
 from runtime.cluster.stream_jobs import StreamJobs
 from runtime.controller import Decision
@@ -169,8 +169,8 @@ def _repetitions(
 
 
 def _own_config(config: DictConfig) -> DictConfig:
-    own = OmegaConf.merge(config, {"agent": None}, {"agent": {"name": "drive"}, "seed": 0})
-    return cast("DictConfig", own)
+    own = {"agent": {"name": "drive"}, "seed": 0}
+    return cast("DictConfig", OmegaConf.merge(cluster_part(config), {"agent": None}, own))
 
 
 def _check_inputs(run: RunFolder, config: DictConfig, roster: list[Driver]) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from experiments.errors import ConfigError
 from experiments.figure_style import (
     ACCENT,
+    COLOURS,
     DASHES,
     MARKERS,
     PLAIN,
@@ -231,7 +232,8 @@ def predicted_against_measured(table: pd.DataFrame) -> Figure:
                 predicted[own],
                 s=34,
                 color=colours[agent],
-                marker=MARKERS[i % len(MARKERS)],
+                # When colours begin again, markers are one ahead: no two agents look alike.
+                marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
                 alpha=0.85,
                 label=label(agent),
             )

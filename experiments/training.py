@@ -35,7 +35,8 @@ JUDGING_EPISODES = 64
 REFINEMENTS = 8
 """Rounds of neighbours at most after the grid; three or four usually find nothing better."""
 
-_OTHERS = ("agent", "drive", "export", "network", "size")  # no part of how agents are made
+_STAGED = ("network", "bank", "calibration")  # nodes of staged networks
+_OTHERS = ("agent", "drive", "export", *_STAGED, "size")  # no part of how agents are made
 
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
 
@@ -73,6 +74,14 @@ def training_part(config: DictConfig) -> DictConfig:
     rest = OmegaConf.masked_copy(config, kept)
     own = {"agent": node, "size": {"name": config.size.name}}
     return cast("DictConfig", OmegaConf.merge(rest, own))
+
+
+def cluster_part(config: DictConfig) -> DictConfig:
+    """Return a configuration without what belongs to staged networks."""
+    part = OmegaConf.masked_copy(config, [key for key in config if key not in _STAGED])
+    sizes = [key for key in config.size if key not in ("network", "latencies")]
+    part.size = OmegaConf.masked_copy(config.size, sizes)
+    return part
 
 
 def with_load(config: DictConfig, load: float) -> DictConfig:

@@ -18,7 +18,9 @@ from experiments.training import Report, silent
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
+from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
+from runtime.precision.training_mode import Assignment
 
 CALIBRATED_ON = 512
 """Samples that the ranges of activations are measured on."""
@@ -44,14 +46,33 @@ class TrainedBank:
     """A bank with what it was made from.
 
     Attributes:
+        name: Name of the network.
         bank: All variants.
         plain: The network at full width as it was trained, in fp32.
         data: Its data set.
     """
 
+    name: str
     bank: Bank
     plain: nn.Module
     data: DataSet
+
+    def runnable(self, assignment: Assignment) -> Assignment:
+        """Return an assignment with levels that a stage lacks replaced by the next higher one.
+
+        A stage without an interior to narrow runs `int8` where others run `int8_half`.
+        """
+        levels = []
+        for stage, wanted in enumerate(assignment):
+            level = wanted
+            while self.bank.refusal(stage, level):
+                level -= 1
+            levels.append(level)
+        return tuple(levels)
+
+    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
+        """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
+        return self.bank.run(x, self.runnable(assignment))
 
 
 def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
@@ -62,6 +83,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         ValueError: A level that this machine or a stage cannot run.
     """
     node = read_node(BankNode, config.bank, "bank")
+    keep_memory()
     trained = train_network(config, report)
     network, _ = load_network(trained.path / NETWORK)
     torch.set_num_threads(1)
@@ -79,7 +101,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
     bank = Bank(staged, inputs(data.calibration.x[:CALIBRATED_ON]), options)
     bank.warm_up()
     report("preparing variants", 1, 1)
-    return TrainedBank(bank, nn.Sequential(*network.plain_stages()).eval(), data)
+    return TrainedBank(network.name, bank, nn.Sequential(*network.plain_stages()).eval(), data)
 
 
 def inputs(x: object) -> Tensor:

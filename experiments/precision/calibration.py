@@ -38,7 +38,9 @@ class CalibrationNode:
         accuracy: Threshold of a stage judged by the accuracy of the whole chain.
         chain: Threshold of the whole chain, and budget of the rivals: accuracy.
         samples: Calibration and held-out samples, at most.
-        exhaustive: Up to so many assignments all are tried.
+        exhaustive: Up to so many assignments all are tried, and profiles are written.
+        conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity.
+        profiled: Samples of a profile, at most.
     """
 
     batch: int
@@ -47,6 +49,28 @@ class CalibrationNode:
     chain: float
     samples: int
     exhaustive: int
+    conditions: list[str]
+    profiled: int
+
+    def __post_init__(self) -> None:
+        """Refuse conditions that are none.
+
+        Raises:
+            ValueError: Names the condition.
+        """
+        if not self.conditions or self.conditions[0] != "clean":
+            raise ValueError(f"conditions are {self.conditions}; expected 'clean' first")
+        for condition in self.conditions[1:]:
+            name, dash, severity = condition.rpartition("-")
+            if not (name and dash and severity.isdigit()):
+                raise ValueError(
+                    f"condition {condition!r} is not such as 'noise-3', a corruption and a severity"
+                )
+
+    def corruptions(self) -> list[tuple[str, int]]:
+        """Return corruption and severity of each condition, severity 0 for clean."""
+        pairs = (condition.rpartition("-") for condition in self.conditions[1:])
+        return [("", 0), *((name, int(severity)) for name, _, severity in pairs)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +107,14 @@ def calibrate(
     judge = judges[Result.END_TO_END]
     outside = JudgedBank(bank, inputs(held_out.x), held_out.y, stage_s)
     searches = _searches(judges, node, report)
-    chosen = {level.name: (k,) * len(bank.stages) for k, level in enumerate(bank.levels)}
+    n_stages, n_levels = len(bank.stages), len(bank.levels)
+    chosen = {level.name: trained.runnable((k,) * n_stages) for k, level in enumerate(bank.levels)}
     chosen |= {f"training mode, {name}": check.assignment for name, (_, check) in searches.items()}
     mix = _integer_programme(judge, measured, node.chain)
     if mix is not None:
         chosen["integer programme"] = mix
-    runnable = [
-        a
-        for a in product(range(len(bank.levels)), repeat=len(bank.stages))
-        if not any(bank.refusal(k, level) for k, level in enumerate(a))
-    ]
+    everything = product(range(n_levels), repeat=n_stages)
+    runnable = list(dict.fromkeys(trained.runnable(assignment) for assignment in everything))
     exhaustive = len(runnable) <= node.exhaustive
     tried = runnable if exhaustive else list(dict.fromkeys(chosen.values()))
     rows = []
@@ -168,7 +190,8 @@ def level_table(
             row[f"batch_{at.bucket}_ms"] = 1e3 * seconds
             for rival, rival_s in at.rivals_s.items():
                 row[f"batch_{at.bucket}_over_{rival.replace(' ', '_')}"] = rival_s / seconds
-        row["bytes"] = sum(bank.bytes(stage, k) for stage in range(len(bank.stages)))
+        own = trained.runnable((k,) * len(bank.stages))
+        row["bytes"] = sum(bank.bytes(stage, own[stage]) for stage in range(len(own)))
         row |= {f"accuracy_{name}": float(values[k]) for name, values in accuracies.items()}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from experiments.console import say
+from experiments.precision.banks import TrainedBank
 from experiments.training import Report
 from runtime.precision.bank import Bank
 from runtime.precision.measure import Call, covering_assignments, measure_latencies
+from runtime.precision.training_mode import Assignment
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
 EAGER, COMPILED = "fp32 eager", "fp32 compiled"
@@ -45,7 +47,9 @@ class BucketLatencies:
         assignments: int64 [n, S].
         steady_s: float64 [n].
         switch_s: float64 [n], first calls after another assignment.
-        rivals_s: Latency of eager and compiled fp32, seconds; NaN where it could not be compiled.
+        sigma: Standard deviation of the logarithm of single calls, median over assignments.
+        rivals_s: Latency of eager and compiled fp32, seconds; the latter is absent
+            where it could not be compiled.
         fit: The additive model.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
     """
@@ -54,43 +58,38 @@ class BucketLatencies:
     assignments: NDArray[np.int64]
     steady_s: NDArray[np.float64]
     switch_s: NDArray[np.float64]
+    sigma: float
     rivals_s: dict[str, float]
     fit: LatencyFit
     held_out: NDArray[np.float64]
 
 
 def measure_bank(
-    bank: Bank, plain: nn.Module, x: Tensor, settings: LatencySettings, report: Report
+    trained: TrainedBank, x: Tensor, settings: LatencySettings, report: Report
 ) -> list[BucketLatencies]:
     """Measure mixed assignments at every batch size, beside eager and compiled fp32.
 
     Args:
-        bank: What is measured.
-        plain: The same network as a plain module.
+        trained: What is measured.
         x: float32 [n, ...], at least the largest batch size.
         settings: How much to measure.
         report: Told about progress.
     """
     with torch.no_grad():
-        return [_measure_bucket(bank, plain, x, b, settings, report) for b in bank.buckets]
+        return [_measure_bucket(trained, x, b, settings, report) for b in trained.bank.buckets]
 
 
 def _measure_bucket(
-    bank: Bank,
-    plain: nn.Module,
-    x: Tensor,
-    bucket: int,
-    settings: LatencySettings,
-    report: Report,
+    trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings, report: Report
 ) -> BucketLatencies:
+    bank, plain = trained.bank, trained.plain
     rng = np.random.default_rng(bucket)
     n_stages, n_levels = len(bank.stages), len(bank.levels)
     chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
-    chosen = [a for a in chosen if not any(bank.refusal(k, level) for k, level in enumerate(a))]
     batch = x[:bucket]
     rivals = {EAGER: plain.to(memory_format=torch.channels_last), COMPILED: compiled(plain, batch)}
     rivals = {name: call for name, call in rivals.items() if call is not None}
-    calls: list[Call] = [partial(_run, bank, assignment) for assignment in chosen]
+    calls: list[Call] = [partial(_run, trained, assignment) for assignment in chosen]
     calls += list(rivals.values())
     what = f"latencies, batch {bucket}"
     found = measure_latencies(
@@ -104,6 +103,7 @@ def _measure_bucket(
         assignments=assignments,
         steady_s=seconds,
         switch_s=found.switch_s[:n],
+        sigma=float(np.median(found.sigma[:n])),
         rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
         fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
@@ -118,8 +118,8 @@ def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
     return share
 
 
-def _run(bank: Bank, assignment: tuple[int, ...], x: Tensor) -> Tensor:
-    return bank.run(x, assignment)
+def _run(trained: TrainedBank, assignment: Assignment, x: Tensor) -> Tensor:
+    return trained.run(x, assignment)
 
 
 def compiled(plain: nn.Module, batch: Tensor) -> Call | None:

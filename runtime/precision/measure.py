@@ -28,11 +28,14 @@ class Latencies(NamedTuple):
         switch_s: float64 [n], seconds of the first call after another one.
         cpu_s: float64 [n], processor seconds of a steady call; well below `steady_s` means that
             the measurement was disturbed (or that several threads were waited for).
+        sigma: float64 [n], standard deviation of the logarithm of single steady calls, estimated
+            from their median absolute deviation so that a few disturbed calls do not count.
     """
 
     steady_s: NDArray[np.float64]
     switch_s: NDArray[np.float64]
     cpu_s: NDArray[np.float64]
+    sigma: NDArray[np.float64]
 
 
 def measure_latencies(
@@ -75,14 +78,18 @@ def measure_latencies(
                 cpu[r, k, again] = time.process_time() - start_cpu
                 steady[r, k, again] = time.perf_counter() - start
         progress(r + 1)
+    median_s = np.median(steady, axis=(0, 2))
+    deviation = np.abs(np.log(steady / median_s[None, :, None]))
     return Latencies(
-        steady_s=np.median(steady, axis=(0, 2)),
+        steady_s=median_s,
         switch_s=np.median(switch, axis=0),
         cpu_s=np.median(cpu, axis=(0, 2)),
+        sigma=_NORMAL_PER_MAD * np.median(deviation, axis=(0, 2)),
     )
 
 
 _STEADY = 3
+_NORMAL_PER_MAD = 1.4826  # standard deviation of a normal over its median absolute deviation
 
 
 def covering_assignments(

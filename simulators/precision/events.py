@@ -65,8 +65,7 @@ def pass_s(assignment: int, requests: int, draw: int, m: Model, s: State) -> Any
 @inner
 def serve(switched: int, m: Model, s: State) -> None:
     """Serve the batch under the plan in force; write its report and its part of the signals."""
-    server = s.server[0]
-    n = server.batch
+    server, report = s.server[0], s.report
     n_stages = m.levels.shape[1]
     assignment = assignment_of(0, m, s)
     again, escalated = assignment, nb.int64(0)
@@ -74,22 +73,47 @@ def serve(switched: int, m: Model, s: State) -> None:
         again = assignment_of(n_stages + 1, m, s)
         if again != assignment:
             escalated = mark_escalated(assignment, m, s)
-    service_s = pass_s(assignment, n, 0, m, s)
+    service_s = pass_s(assignment, server.batch, 0, m, s)
     if escalated > 0:
         service_s += pass_s(again, escalated, 1, m, s)
-    start_s = server.now_s
-    end_s = start_s + service_s
+    else:
+        again = assignment  # no request is marked
+    report[0] = server.batches
+    report[1] = server.version
+    report[2] = server.batch
+    report[3] = server.head
+    report[7] = server.now_s
+    report[9] = escalated
+    report[12] = switched
+    server.now_s += service_s
+    report[8] = server.now_s
+    answer(assignment, again, m, s)
+    clip_rates(assignment, m, s)
+    s.signals[9] = service_s
+    s.signals[10] = server.batch
+    s.signals[13] = escalated / server.batch
+    server.busy_s += service_s
+    server.batches += 1
+    server.head += server.batch
+    server.served += server.batch
+
+
+@inner
+def answer(assignment: int, again: int, m: Model, s: State) -> None:
+    """Look up the answers that are there now: marked requests have those of the second pass."""
+    server, report = s.server[0], s.report
+    n, end_s = server.batch, server.now_s
     margin, low, late = nb.int64(0), nb.int64(0), nb.int64(0)
     correct, in_time, checked = nb.int64(0), nb.int64(0), nb.int64(0)
-    disagrees = nb.uint64(0)
-    arrival_sum, check_condition = 0.0, nb.int64(0)
+    disagrees, check_condition = nb.uint64(0), nb.int64(0)
+    arrival_sum = 0.0
     for i in range(n):
         r = s.request[unsigned(i)]
         outcome = m.outcome[unsigned(r.condition), unsigned(assignment), unsigned(r.sample)]
-        own = outcome & _MARGIN_MASK
+        own = nb.int64(outcome & _MARGIN_MASK)
         margin += own
         low += nb.float64(own) < m.low_margin
-        if escalated > 0 and r.escalated:
+        if again != assignment and r.escalated:
             outcome = m.outcome[unsigned(r.condition), unsigned(again), unsigned(r.sample)]
         right = (nb.int64(outcome) >> CORRECT_BIT) & 1
         over = nb.int64(end_s - r.arrival_s > m.deadline_s)
@@ -104,34 +128,16 @@ def serve(switched: int, m: Model, s: State) -> None:
             check_condition = nb.int64(r.condition)
     if checked > 0:
         queue_checks(end_s + m.shadow_delay_s, disagrees, checked, assignment, check_condition, s)
-    clip_rates(assignment, m, s)
-    out, report = s.signals, s.report
-    out[9] = service_s
-    out[10] = n
-    out[11] = margin / (n * MARGIN_STEPS)
-    out[12] = low / n
-    out[13] = escalated / n
-    report[0] = server.batches
-    report[1] = server.version
-    report[2] = n
-    report[3] = server.head
+    server.late += late
+    s.signals[11] = margin / (n * MARGIN_STEPS)
+    s.signals[12] = low / n
     report[4] = s.request[0].arrival_s
     report[5] = arrival_sum / n
     report[6] = s.request[unsigned(n - 1)].arrival_s
-    report[7] = start_s
-    report[8] = end_s
-    report[9] = escalated
     report[10] = late
-    report[12] = switched
     report[13] = correct
     report[14] = in_time
     report[15] = s.request[0].condition
-    server.now_s = end_s
-    server.busy_s += service_s
-    server.batches += 1
-    server.head += n
-    server.served += n
-    server.late += late
 
 
 @inner

@@ -1,0 +1,129 @@
+"""From a bank to the profile that its simulation is made with: real answers, measured costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from experiments.precision.banks import TrainedBank, inputs
+from experiments.precision.data import Part
+from experiments.precision.latencies import BucketLatencies
+from experiments.training import Report
+from runtime.precision.corruptions import corrupt
+from runtime.precision.machine import sqnr_db
+from runtime.precision.properties import PROPERTY_NAMES, input_properties
+from runtime.precision.server import answers_of
+from runtime.precision.shadow import MOST_DB
+from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+
+POWER_ACTIVE_W, POWER_IDLE_W = 20.0, 40.0
+"""Declared power of one busy core over rest, and of a small server at rest: a model, no meter."""
+_PROBED = 64
+"""Samples that clip rates and SQNRs are measured on."""
+
+
+def build_profile(
+    trained: TrainedBank,
+    measured: Sequence[BucketLatencies],
+    part: Part,
+    conditions: Sequence[tuple[str, int]],
+    origin: str,
+    report: Report,
+) -> PrecisionProfile:
+    """Run every assignment on every sample under every condition.
+
+    A stage that lacks a level counts with the next higher one (`TrainedBank.runnable`).
+
+    Args:
+        trained: The bank.
+        measured: Latencies at every batch size.
+        part: Samples: of the calibration part to train agents, held-out ones to report.
+        conditions: Corruption and severity of each condition; the first has severity 0.
+        origin: How it came about.
+        report: Told about progress.
+    """
+    bank = trained.bank
+    shown = [_shown(part, *condition, seed=k) for k, condition in enumerate(conditions)]
+    everything = list(product(range(len(bank.levels)), repeat=len(bank.stages)))
+    label = np.zeros((len(conditions), len(everything), len(part)), dtype=np.uint8)
+    margin = np.zeros_like(label)
+    for c, x in enumerate(shown):
+        known: dict[tuple[int, ...], tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+        for a, assignment in enumerate(everything):
+            report("answers of all assignments", c * len(everything) + a, label[:, :, 0].size)
+            own = trained.runnable(assignment)
+            if own not in known:
+                known[own] = _answers(trained, x, own)
+            label[c, a], margin[c, a] = known[own]
+    report("answers of all assignments", label[:, :, 0].size, label[:, :, 0].size)
+    observed = [_observed(trained, x[:_PROBED]) for x in shown]
+    return PrecisionProfile(
+        network=trained.name,
+        stages=bank.stages,
+        levels=tuple(level.name for level in bank.levels),
+        emulated=tuple(level.emulated for level in bank.levels),
+        buckets=tuple(at.bucket for at in measured),
+        conditions=tuple("clean" if not s else f"{name}-{s}" for name, s in conditions),
+        property_names=PROPERTY_NAMES,
+        fixed_s=np.zeros(len(measured)),
+        # A stage too short to be told from nothing may have been fitted slightly below it.
+        latency_s=np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0),
+        transition_s=np.stack([at.fit.transition_s for at in measured]),
+        sigma=np.array([at.sigma for at in measured]),
+        bytes=_bytes(trained),
+        truth=part.y.astype(np.uint8),
+        label=label,
+        margin=margin,
+        properties=np.stack([input_properties(x.numpy()) for x in shown]),
+        clip_rate=np.stack([clip for clip, _ in observed]),
+        sqnr_db=np.stack([noise for _, noise in observed]),
+        power_active_w=POWER_ACTIVE_W,
+        power_idle_w=POWER_IDLE_W,
+        origin=origin,
+    )
+
+
+def _shown(part: Part, corruption: str, severity: int, seed: int) -> Tensor:
+    """Return the samples under a condition."""
+    if severity == 0:
+        return inputs(part.x)
+    return inputs(corrupt(part.x, corruption, severity, np.random.default_rng(seed)))
+
+
+def _answers(
+    trained: TrainedBank, x: Tensor, assignment: tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return labels and margins, in steps, of all samples; each uint8 [n]."""
+    batches = torch.split(x, trained.bank.buckets[-1])
+    output = torch.cat([trained.bank.run(batch, assignment) for batch in batches])
+    classes, margin = answers_of(output)
+    return classes.astype(np.uint8), np.rint(MARGIN_STEPS * margin).astype(np.uint8)
+
+
+def _observed(trained: TrainedBank, x: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return clip rates and local SQNRs, each float32 [S, P]."""
+    bank = trained.bank
+    shape = (len(bank.stages), len(bank.levels))
+    clip, noise = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    reference = bank.probe(x, (0,) * shape[0]).stages
+    borders = [x, *reference[:-1]]
+    for level in range(shape[1]):
+        own = trained.runnable((level,) * shape[0])
+        clip[:, level] = bank.clip_rates(x, own)
+        for stage in range(shape[0]):
+            result = bank.run_stage(stage, own[stage], borders[stage])
+            noise[stage, level] = min(sqnr_db(reference[stage], result), MOST_DB)
+    return clip, noise
+
+
+def _bytes(trained: TrainedBank) -> NDArray[np.int64]:
+    bank = trained.bank
+    shape = (len(bank.stages), len(bank.levels))
+    rows = [trained.runnable((level,) * shape[0]) for level in range(shape[1])]
+    sizes = [[bank.bytes(k, rows[level][k]) for level in range(shape[1])] for k in range(shape[0])]
+    return np.array(sizes, dtype=np.int64)

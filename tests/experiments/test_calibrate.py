@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from experiments.calibrate import (
+    CHOSEN,
+    EVERY,
+    FRONT,
+    HELD_OUT,
+    KERNELS,
+    LATENCIES,
+    LEVELS,
+    PROFILE,
+    TABLE,
+    TRIALS,
+    calibrate_network,
+)
+from experiments.cli import CONF
+from experiments.errors import ConfigError
+from experiments.record import RunFolder
+from simulators.precision.profile import PrecisionProfile
+
+Compose = Callable[..., DictConfig]
+OFFERED = ("fp32", "int8", "int8_half")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    GlobalHydra.instance().clear()
+    results = tmp_path_factory.mktemp("results")
+    fixed = [
+        "size=smoke",
+        "network=digits_cnn",
+        "data.root=null",
+        f"results.root='{results}'",
+        f"bank.levels=[{','.join(OFFERED)}]",
+        "bank.buckets=[4]",
+        "calibration.batch=4",
+        "calibration.samples=120",
+        "calibration.conditions=[clean,noise-4]",
+        "calibration.profiled=60",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *words: compose("config", overrides=[*fixed, *words])
+
+
+@pytest.fixture(scope="module")
+def run(small: Compose) -> RunFolder:
+    return calibrate_network(small())
+
+
+def _table(run: RunFolder, name: str) -> pd.DataFrame:
+    return pd.read_csv(run.path / name)
+
+
+def test_everything_is_written(run: RunFolder) -> None:
+    for name in (LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES, TABLE, FRONT, KERNELS):
+        assert (run.path / name).stat().st_size > 0
+    assert run.complete
+
+
+def test_every_level_has_its_row_and_its_own_kernels(run: RunFolder) -> None:
+    levels = _table(run, LEVELS)
+    assert tuple(levels["level"]) == OFFERED
+    assert not levels["emulated"].any()
+    assert (levels["batch_4_ms"] > 0.0).all()
+    # int8 weights take a quarter, those of the half interior less again
+    sizes = levels["bytes"].tolist()
+    assert sizes[0] > 3 * sizes[1] > 3 * sizes[2]
+    accuracies = [c for c in levels.columns if c.startswith("accuracy_")]
+    assert len(accuracies) == 7  # clean and six corruptions
+    assert levels[accuracies].to_numpy().min() >= 0.0
+    assert levels[accuracies].to_numpy().max() <= 1.0
+    kernels = json.loads((run.path / KERNELS).read_text())
+    for stage in ("stem", "deep"):
+        used = {level: kernels[f"{stage}, {level}"] for level in OFFERED}
+        assert any("u8" in kernel for kernel in used["int8"])
+        assert not any("u8" in kernel for kernel in used["fp32"])
+
+
+def test_the_training_mode_keeps_its_rules(run: RunFolder) -> None:
+    record = json.loads((run.path / TABLE).read_text())
+    trials, chosen = _table(run, TRIALS), _table(run, CHOSEN).set_index("chosen_by")
+    first = chosen.loc["fp32", "calibration"]
+    assert len(record["searches"]) == 4
+    for name, search in record["searches"].items():
+        stages = len(search["assignment"])
+        assert search["runs"] <= stages * len(OFFERED)
+        rows = trials[trials["search"] == name]
+        assert len(rows) == stages * len(OFFERED)
+        assert search["chain"]["result"] >= first - 0.005 - 1e-12
+        assert chosen.loc[f"training mode, {name}", "calibration"] == search["chain"]["result"]
+
+
+def test_the_best_of_all_is_the_fastest_that_is_accurate_enough(run: RunFolder) -> None:
+    every = _table(run, EVERY).set_index("assignment")
+    chosen = _table(run, CHOSEN).set_index("chosen_by")
+    best = every.loc[chosen.loc["best of all", "assignment"]]
+    enough = every[every["calibration"] >= chosen.loc["fp32", "calibration"] - 0.005 - 1e-12]
+    assert best["predicted_s"] == enough["predicted_s"].min()
+    assert chosen.loc["best of all", "held_out"] == best["held_out"]
+    refused = len(OFFERED) ** len(chosen.loc["fp32", "assignment"].split("/")) - len(every)
+    assert refused >= 0
+
+
+def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
+    profile = PrecisionProfile.load(run.path / PROFILE)
+    held_out = PrecisionProfile.load(run.path / HELD_OUT)
+    assert (profile.network, profile.levels) == ("digits_cnn", OFFERED)
+    assert profile.conditions == ("clean", "noise-4")
+    assert profile.label.shape == (2, profile.n_assignments, 60)
+    latencies = _table(run, LATENCIES).set_index("assignment")
+    for level in ("fp32", "int8"):
+        assignment = profile.assignment(level)
+        said = "/".join([level] * len(profile.stages))
+        predicted = profile.predict_latency_s(assignment, 4)
+        assert predicted == pytest.approx(latencies.loc[said, "predicted_s"], rel=0.05)
+    np.testing.assert_array_equal(profile.latency_s, held_out.latency_s)
+    assert (profile.truth != held_out.truth).any()
+    # noise is seen in the property that estimates it, and costs accuracy
+    noise = profile.properties[:, :, profile.property_names.index("noise")].mean(axis=1)
+    assert noise[1] > 1.2 * noise[0]
+    # the reference is exact by itself; lowering a stage adds noise
+    assert profile.sqnr_db[0, :, 0].min() == 100.0
+    assert profile.sqnr_db[0, :, 1].max() < 80.0
+
+
+def test_a_finished_calibration_is_skipped(small: Compose, run: RunFolder) -> None:
+    before = (run.path / LATENCIES).stat().st_mtime_ns
+    assert calibrate_network(small()).path == run.path
+    assert (run.path / LATENCIES).stat().st_mtime_ns == before
+
+
+def test_mistakes_leave_nothing_behind(small: Compose, tmp_path: Path) -> None:
+    elsewhere = f"results.root='{tmp_path}'"
+    with pytest.raises(ConfigError, match=r"calibration.batch is 5; expected one of .*\[4\]"):
+        calibrate_network(small("calibration.batch=5", elsewhere))
+    with pytest.raises(ConfigError, match="condition 'fog' is not such as 'noise-3'"):
+        calibrate_network(small("calibration.conditions=[clean,fog]", elsewhere))
+    with pytest.raises(ConfigError, match="bank"):
+        calibrate_network(small("bank.buckets=four", elsewhere))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"no level 'int9'.*did you mean 'int8'"):
+        calibrate_network(small("bank.levels=[fp32,int9]"))
