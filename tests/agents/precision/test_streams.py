@@ -107,9 +107,11 @@ def test_shadow_feedback_raises_its_levels_when_the_inputs_drift(
     for reports, plans in zip(streams.reports, streams.plans, strict=True):
         start_s = reports[:, REPORT_INDEX["start_s"]]
         before = plans[(start_s > 3.0) & (start_s < 4.0), 0]
-        after = plans[start_s > 10.0, 0]
         assert before.mean() == 3.0
-        assert after.mean() < 2.9
+        # It raises within six seconds of the drift. Where the finer level then agrees with the
+        # reference again it tries the coarser one again, so it need not stay up.
+        raised_s = start_s[plans[:, 0] < 3.0]
+        assert 4.0 < raised_s.min() < 10.0
 
 
 def test_static_best_equals_trying_assignments_one_by_one(
