@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.deciders import BatchDecider, ConstantRows, Decider, Episodes, Separately
 from envs.cluster.clusters import Clusters
 from envs.cluster.config import StreamClusterConfig
 from runtime.plan import Plan
@@ -19,93 +19,21 @@ _IN = SIGNAL_INDEX["records_in"]
 _FAILED = SIGNAL_INDEX["records_failed"]
 _LEFT = [SIGNAL_INDEX["records_uncut"], SIGNAL_INDEX["records_pending"]]
 
+__all__ = [
+    "Agent",
+    "BatchAgent",
+    "ConstantRows",
+    "Episodes",
+    "Rollout",
+    "Separately",
+    "mean_latencies_s",
+    "run_episodes",
+]
 
-class Agent(Protocol):
-    """Decides for one cluster, simulated or real."""
-
-    @property
-    def name(self) -> str:
-        """What the agent is called in tables."""
-
-    def reset(self) -> None:
-        """Forget the past; called before every episode."""
-
-    def decide(self, snapshot: Snapshot) -> Plan:
-        """Return the plan proposed for the next period."""
-
-
-class BatchAgent(Protocol):
-    """Decides for N simulated clusters at once."""
-
-    def begin(self, clusters: Clusters) -> None:
-        """Forget the past; called before the episodes start."""
-
-    def propose(
-        self, observation: NDArray[np.float32], signals: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Return proposed plans, float64 [N, len(PLAN_COLUMNS)].
-
-        Args:
-            observation: float32 [N, size] of the environment's codec.
-            signals: float64 [N, len(SIGNALS)].
-        """
-
-
-class Separately:
-    """Runs one single-cluster agent per cluster."""
-
-    def __init__(self, make_agent: Callable[[int], Agent]) -> None:
-        """Keep the factory.
-
-        Args:
-            make_agent: Builds the agent of cluster k.
-        """
-        self._make_agent = make_agent
-        self._agents: list[Agent] = []
-
-    def begin(self, clusters: Clusters) -> None:
-        """Build one agent per cluster."""
-        self._clusters = clusters
-        self._agents = [self._make_agent(k) for k in range(clusters.n)]
-        for agent in self._agents:
-            agent.reset()
-
-    def propose(
-        self, observation: NDArray[np.float32], signals: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Ask every agent; see `BatchAgent`."""
-        snapshots = (self._clusters.engine.snapshot(k) for k in range(self._clusters.n))
-        plans = [a.decide(s) for a, s in zip(self._agents, snapshots, strict=True)]
-        return np.stack([plan.to_row() for plan in plans])
-
-
-class ConstantRows:
-    """Proposes the same plan in every period, another one in every cluster."""
-
-    def __init__(self, rows: NDArray[np.float64]) -> None:
-        """Keep plan rows, float64 [N, len(PLAN_COLUMNS)]."""
-        self._rows = rows
-
-    def begin(self, clusters: Clusters) -> None:
-        """Nothing to forget."""
-
-    def propose(
-        self, observation: NDArray[np.float32], signals: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Return the rows; see `BatchAgent`."""
-        return self._rows
-
-
-class Episodes(NamedTuple):
-    """Which episodes to run; the same ones for all agents that are compared.
-
-    Attributes:
-        keys: uint64 [N].
-        starts: int64 [N], first ticks in the arrivals.
-    """
-
-    keys: NDArray[np.uint64]
-    starts: NDArray[np.int64]
+Agent: TypeAlias = Decider[Snapshot, Plan]
+"""Decides for one cluster, simulated or real."""
+BatchAgent: TypeAlias = BatchDecider[Clusters]
+"""Decides for N simulated clusters at once."""
 
 
 @dataclass(frozen=True, eq=False)

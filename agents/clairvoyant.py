@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.api import Episodes
+from agents.deciders import Episodes, descend
 from envs.cluster.clusters import Clusters
 from envs.cluster.config import StreamClusterConfig
 from runtime.plan import Plan
@@ -83,14 +83,5 @@ def hindsight_schedule(
         result: NDArray[np.float64] = area / np.maximum(clusters.engine.signals[:, _IN], 1.0)
         return result
 
-    everywhere = np.tile(np.arange(n)[:, None], (1, int(segments[-1]) + 1))
-    best = everywhere[latencies(everywhere).argmin()].copy()
-    for _ in range(passes):
-        before = best.copy()
-        for segment in range(len(best)):
-            trial = np.tile(best, (n, 1))
-            trial[:, segment] = np.arange(n)
-            best = trial[latencies(trial).argmin()]
-        if (best == before).all():
-            break
+    best = descend(latencies, (n, int(segments[-1]) + 1), passes)
     return rows[best[segments]]

@@ -7,30 +7,14 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from agents.deciders import Constant
 from runtime.application import Application, count_share, default_parallelism
 from runtime.cluster.actions import FieldActions
 from runtime.plan import Plan, Policy, Pools
-from runtime.snapshot import Snapshot
 
 
-class ConstantAgent:
+class ConstantAgent(Constant[Plan]):
     """Always proposes the same plan."""
-
-    def __init__(self, name: str, plan: Plan) -> None:
-        """Keep name and plan."""
-        self._name, self.plan = name, plan
-
-    @property
-    def name(self) -> str:
-        """What the agent is called in tables."""
-        return self._name
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def decide(self, snapshot: Snapshot) -> Plan:
-        """Return the plan."""
-        return self.plan
 
 
 FAMILIES: dict[str, Callable[[Plan], bool]] = {

@@ -1,0 +1,121 @@
+"""What every agent of staged precision can do, and how agents are run on simulated streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.deciders import BatchDecider, ConstantRows, Decider, Episodes, Separately
+from envs.precision.config import StagedPrecisionConfig
+from envs.precision.servers import Servers
+from runtime.precision.plan import PrecisionPlan
+from runtime.precision.snapshot import REPORT_COLUMNS, REPORT_INDEX, PrecisionSnapshot
+from simulators.precision.metrics import StreamSummary, arrival_times_s, summarise
+
+__all__ = [
+    "ConstantRows",
+    "Episodes",
+    "PrecisionAgent",
+    "PrecisionBatchAgent",
+    "Separately",
+    "Streams",
+    "effective_accuracies",
+    "run_streams",
+]
+
+_REQUESTS, _DROPPED = REPORT_INDEX["requests"], REPORT_INDEX["dropped"]
+_IN_TIME = REPORT_INDEX["correct_in_time"]
+
+PrecisionAgent: TypeAlias = Decider[PrecisionSnapshot, PrecisionPlan]
+"""Decides for one server, simulated or real."""
+PrecisionBatchAgent: TypeAlias = BatchDecider[Servers]
+"""Decides for N simulated servers at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """What became of N streams.
+
+    Attributes:
+        reports: Per episode float64 [batches, len(REPORT_COLUMNS)]; every request that arrived was
+            served in one of them or dropped after it.
+        plans: Per episode float64 [batches, 2 * S + 1], the plan that each batch was run under.
+        summaries: The figures of each episode.
+        causes: Per episode int64 [batches], why guards changed the proposals (bits of
+            `PrecisionCause`).
+    """
+
+    reports: list[NDArray[np.float64]]
+    plans: list[NDArray[np.float64]]
+    summaries: list[StreamSummary]
+    causes: list[NDArray[np.int64]]
+
+
+def run_streams(
+    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
+) -> Streams:
+    """Run an agent until every request of every stream was served or dropped.
+
+    Arrivals end at the horizon; what still waits then is served. The same episodes have the same
+    arrivals, samples, conditions and residuals under every agent.
+
+    Args:
+        config: The simulated world.
+        agent: Who decides.
+        episodes: Which streams.
+    """
+    servers = Servers(config, len(episodes.keys))
+    observation = servers.begin(episodes.keys, episodes.starts)
+    agent.begin(servers)
+    engine = servers.engine
+    reports: list[NDArray[np.float64]] = []
+    plans: list[NDArray[np.float64]] = []
+    causes: list[NDArray[np.int64]] = []
+    while not engine.finished.all():
+        observation, _, _ = servers.step_rows(agent.propose(observation, engine.signals))
+        reports.append(engine.reports.copy())
+        plans.append(servers.plans.copy())
+        causes.append(servers.causes.copy())
+    every = np.array(reports).reshape(-1, servers.n, len(REPORT_COLUMNS))
+    served = every[..., _REQUESTS] > 0
+    rows = [every[served[:, k], k] for k in range(servers.n)]
+    tick_s = config.workload.arrivals.tick_s
+    arrivals_s = [arrival_times_s(counts, tick_s) for counts in servers.counts()]
+    energy = config.profile.energy
+    return Streams(
+        reports=rows,
+        plans=_split(plans, served),
+        summaries=[summarise(r, a, energy) for r, a in zip(rows, arrivals_s, strict=True)],
+        causes=_split(causes, served),
+    )
+
+
+def _split(steps: list[NDArray[Any]], served: NDArray[np.bool_]) -> list[NDArray[Any]]:
+    """Return the rows of each server in the steps in which it served, from rows of all."""
+    n = served.shape[1]
+    if not steps:
+        return [np.zeros((0,)) for _ in range(n)]
+    every = np.stack(steps)
+    return [every[served[:, k], k] for k in range(n)]
+
+
+def effective_accuracies(
+    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
+) -> NDArray[np.float64]:
+    """Return the share of requests answered correctly and in time, per episode, float64 [N].
+
+    The same figure as `run_streams` gives, without keeping reports; NaN where nothing arrived.
+    """
+    servers = Servers(config, len(episodes.keys))
+    observation = servers.begin(episodes.keys, episodes.starts)
+    agent.begin(servers)
+    engine = servers.engine
+    in_time, resolved = np.zeros(servers.n), np.zeros(servers.n)
+    while not engine.finished.all():
+        observation, _, _ = servers.step_rows(agent.propose(observation, engine.signals))
+        in_time += engine.reports[:, _IN_TIME]
+        resolved += engine.reports[:, _REQUESTS] + engine.reports[:, _DROPPED]
+    return np.where(resolved > 0.0, in_time / np.maximum(resolved, 1.0), np.nan)

@@ -1,0 +1,91 @@
+"""Search with the true future: what one plan, or one plan a window, could have reached.
+
+Not a bound and not deployable: the references that headroom is measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.deciders import Worlds, descend
+from agents.precision.api import Episodes, effective_accuracies
+from agents.precision.tuning import row_accuracies
+from envs.precision.config import StagedPrecisionConfig
+
+_TIME = 0  # column of the time in the signals
+
+
+class WindowRows:
+    """Proposes a given plan in each window of time, another sequence in every server."""
+
+    def __init__(self, rows: NDArray[np.float64], window_s: float) -> None:
+        """Keep the plans.
+
+        Args:
+            rows: float64 [windows, N, 2 * S + 1]; the last window has no end.
+            window_s: Length of a window, seconds.
+        """
+        self._rows, self._window_s = rows, window_s
+
+    def begin(self, servers: Worlds) -> None:
+        """Nothing to forget."""
+
+    def propose(
+        self, observation: NDArray[np.float32], signals: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return the plans of each server's window; see `agents.deciders.BatchDecider`."""
+        window = (signals[:, _TIME] / self._window_s).astype(np.int64)
+        chosen: NDArray[np.float64] = self._rows[
+            np.minimum(window, len(self._rows) - 1), np.arange(len(signals))
+        ]
+        return chosen
+
+
+def hindsight_best(
+    config: StagedPrecisionConfig, rows: NDArray[np.float64], episodes: Episodes
+) -> NDArray[np.int64]:
+    """Return which constant plan is best in each episode, knowing its future, int64 [episodes].
+
+    Args:
+        config: The simulated world.
+        rows: float64 [M, 2 * S + 1], plans to choose from.
+        episodes: Which streams.
+    """
+    return np.asarray(row_accuracies(config, rows, episodes).argmax(axis=0))
+
+
+def hindsight_windows(
+    config: StagedPrecisionConfig,
+    rows: NDArray[np.float64],
+    episode: Episodes,
+    window_s: float,
+    passes: int = 1,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> NDArray[np.float64]:
+    """Search a plan for each window of one episode, knowing its future.
+
+    Coordinate descent from the plan that is best throughout (see `agents.deciders.descend`): its
+    effective accuracy is never below that of the best constant plan.
+
+    Args:
+        config: The simulated world.
+        rows: float64 [M, 2 * S + 1], plans to choose from.
+        episode: Which stream: a single one.
+        window_s: Length of a window, seconds.
+        passes: How often all windows are gone through.
+        on_progress: Told how many windows have been searched.
+
+    Returns:
+        float64 [windows, 2 * S + 1], for `WindowRows`.
+    """
+    n = len(rows)
+    same = Episodes(np.repeat(episode.keys, n), np.repeat(episode.starts, n))
+    windows = max(1, int(np.ceil(config.horizon_s / window_s - 1e-9)))
+
+    def losses(choice: NDArray[np.int64]) -> NDArray[np.float64]:
+        return -effective_accuracies(config, WindowRows(rows[choice.T], window_s), same)
+
+    return rows[descend(losses, (n, windows), passes, on_progress)]

@@ -1,0 +1,29 @@
+"""All families of hand-made rules, by name, with the settings that tuning chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from agents.precision.heuristics.combined import slack_cascade_grid
+from agents.precision.heuristics.feedback import alert_grid, shadow_feedback_grid
+from agents.precision.heuristics.inputs import difficulty_grid
+from agents.precision.heuristics.load import (
+    model_switching_grid,
+    slack_fit_grid,
+    stage_shedding_grid,
+)
+from agents.precision.heuristics.static import cascade_grid
+from agents.precision.known import Known
+from agents.precision.rule import Rule
+
+GRIDS: dict[str, Callable[[Known], Sequence[Rule]]] = {
+    "slack_fit": slack_fit_grid,
+    "model_switching": model_switching_grid,
+    "stage_shedding": stage_shedding_grid,
+    "difficulty": difficulty_grid,
+    "confidence_cascade": cascade_grid,
+    "shadow_feedback": shadow_feedback_grid,
+    "alert": alert_grid,
+    "slack_cascade": slack_cascade_grid,
+}
+"""Settings of each family; the static rules have none (see `heuristics.static`)."""

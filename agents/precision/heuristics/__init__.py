@@ -1,0 +1,3 @@
+"""Hand-made rules of staged precision."""
+
+from __future__ import annotations

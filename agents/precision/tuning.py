@@ -1,0 +1,140 @@
+"""Choice of the best setting of a rule on training streams, with common random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.deciders import Worlds
+from agents.precision.api import ConstantRows, Episodes, effective_accuracies
+from agents.precision.rule import Rule
+from envs.precision.config import StagedPrecisionConfig
+
+_SERVERS_AT_ONCE = 512
+
+RuleT = TypeVar("RuleT", bound=Rule)
+
+
+class Tuned(NamedTuple, Generic[RuleT]):
+    """What tuning found.
+
+    Attributes:
+        rule: The best setting; the first of equal ones.
+        scores: Effective accuracy of each setting in each episode, float64 [settings, episodes].
+    """
+
+    rule: RuleT
+    scores: NDArray[np.float64]
+
+
+class SideBySide:
+    """Runs several rules at once, each on its own block of servers."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        """Keep the rules; each decides for an equal share of the servers, in order."""
+        self._rules = rules
+
+    def begin(self, servers: Worlds) -> None:
+        """Let every rule forget the past.
+
+        Raises:
+            ValueError: The servers cannot be shared out equally.
+        """
+        if servers.n % len(self._rules):
+            raise ValueError(f"{servers.n} servers cannot be shared by {len(self._rules)} rules")
+        self._share = servers.n // len(self._rules)
+        for rule in self._rules:
+            rule.forget(self._share)
+
+    def propose(
+        self, observation: NDArray[np.float32], signals: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Ask every rule for its block; see `agents.deciders.BatchDecider`."""
+        m = self._share
+        blocks = [rule.rows(signals[k * m : (k + 1) * m]) for k, rule in enumerate(self._rules)]
+        return np.concatenate(blocks)
+
+
+def rule_accuracies(
+    config: StagedPrecisionConfig,
+    rules: Sequence[Rule],
+    episodes: Episodes,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> NDArray[np.float64]:
+    """Return the effective accuracy of each rule in each episode, float64 [rules, episodes].
+
+    Args:
+        config: The simulated world.
+        rules: Different objects: each keeps a past.
+        episodes: Which streams, common to all rules.
+        on_progress: Told how many rules are done.
+    """
+    n = len(episodes.keys)
+    result = np.empty((len(rules), n))
+    for chunk in _chunks(len(rules), n):
+        own = [rules[i] for i in chunk]
+        scores = effective_accuracies(config, SideBySide(own), _repeated(episodes, len(own)))
+        result[chunk] = scores.reshape(len(own), n)
+        on_progress(chunk.stop)
+    return result
+
+
+def row_accuracies(
+    config: StagedPrecisionConfig,
+    rows: NDArray[np.float64],
+    episodes: Episodes,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> NDArray[np.float64]:
+    """Return the effective accuracy of each constant plan in each episode, float64 [M, episodes].
+
+    Args:
+        config: The simulated world.
+        rows: float64 [M, 2 * S + 1], the plans.
+        episodes: Which streams, common to all plans.
+        on_progress: Told how many plans are done.
+    """
+    n = len(episodes.keys)
+    result = np.empty((len(rows), n))
+    for chunk in _chunks(len(rows), n):
+        agent = ConstantRows(np.repeat(rows[chunk], n, axis=0))
+        scores = effective_accuracies(config, agent, _repeated(episodes, len(chunk)))
+        result[chunk] = scores.reshape(len(chunk), n)
+        on_progress(chunk.stop)
+    return result
+
+
+def tune(
+    config: StagedPrecisionConfig,
+    grid: Sequence[RuleT],
+    episodes: Episodes,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Tuned[RuleT]:
+    """Return the setting with the highest effective accuracy, averaged over episodes.
+
+    Args:
+        config: The simulated world, with training streams.
+        grid: The rule in every setting.
+        episodes: Which streams, common to all settings.
+        on_progress: Told how many settings are done.
+
+    Raises:
+        ValueError: An empty grid.
+    """
+    if not grid:
+        raise ValueError("there is no setting to choose from; expected at least one")
+    scores = rule_accuracies(config, grid, episodes, on_progress)
+    return Tuned(grid[int(np.nanmean(scores, axis=1).argmax())], scores)
+
+
+def _chunks(items: int, episodes: int) -> list[range]:
+    """Return ranges of items whose servers are simulated at once."""
+    size = max(1, _SERVERS_AT_ONCE // episodes)
+    return [range(i, min(i + size, items)) for i in range(0, items, size)]
+
+
+def _repeated(episodes: Episodes, times: int) -> Episodes:
+    """Return the same episodes several times over."""
+    return Episodes(np.tile(episodes.keys, times), np.tile(episodes.starts, times))
