@@ -175,7 +175,7 @@ def _chosen_table(
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
         found = measure_latencies(
-            [partial(_run, trained, assignment) for assignment in distinct],
+            [partial(trained.run, assignment=assignment) for assignment in distinct],
             batch,
             2 * rounds,
             np.random.default_rng(at.bucket),
@@ -184,10 +184,6 @@ def _chosen_table(
         places = [distinct[a] for a in calibrated.chosen.values()]
         table[f"batch_{at.bucket}_ms"] = 1e3 * found.steady_s[places]
     return table
-
-
-def _run(trained: TrainedBank, assignment: Assignment, x: torch.Tensor) -> torch.Tensor:
-    return trained.run(x, assignment)
 
 
 def _write(

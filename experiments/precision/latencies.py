@@ -16,7 +16,6 @@ from experiments.precision.banks import TrainedBank
 from experiments.training import Report
 from runtime.precision.bank import Bank
 from runtime.precision.measure import Call, covering_assignments, measure_latencies
-from runtime.precision.training_mode import Assignment
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
 EAGER, COMPILED = "fp32 eager", "fp32 compiled"
@@ -89,7 +88,7 @@ def _measure_bucket(
     batch = x[:bucket]
     rivals = {EAGER: plain.to(memory_format=torch.channels_last), COMPILED: compiled(plain, batch)}
     rivals = {name: call for name, call in rivals.items() if call is not None}
-    calls: list[Call] = [partial(_run, trained, assignment) for assignment in chosen]
+    calls: list[Call] = [partial(trained.run, assignment=assignment) for assignment in chosen]
     calls += list(rivals.values())
     what = f"latencies, batch {bucket}"
     found = measure_latencies(
@@ -116,10 +115,6 @@ def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
     times = np.median([bank.stage_times(batch, first) for _ in range(_TIMED_PASSES)], axis=0)
     share: NDArray[np.float64] = times / times.sum()
     return share
-
-
-def _run(trained: TrainedBank, assignment: Assignment, x: Tensor) -> Tensor:
-    return trained.run(x, assignment)
 
 
 def compiled(plain: nn.Module, batch: Tensor) -> Call | None:
