@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import run_main
-from experiments.console import progress_bar, say, show_table, shown_path
+from experiments.console import line_per_step, progress_bar, say, show_table, shown_path
 from experiments.errors import ConfigError
 from experiments.figure_style import save_figure
 from experiments.files import write_csv, write_json
@@ -211,14 +211,7 @@ def _write(
 def task(config: DictConfig) -> None:
     """Calibrate with a progress bar and show what came out."""
     with progress_bar() as bar:
-        lines: dict[str, int] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done, total=total)  # type: ignore[arg-type]
-
-        run = calibrate_network(config, report)
+        run = calibrate_network(config, line_per_step(bar))
     levels, chosen = (pd.read_csv(run.path / name) for name in (LEVELS, CHOSEN))
     _show_levels(levels)
     _show_trials(pd.read_csv(run.path / TRIALS))

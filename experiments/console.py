@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -32,6 +33,18 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=CONSOLE,
     )
+
+
+def line_per_step(bar: Progress) -> Callable[[str, int, int], None]:
+    """Return a report that gives every step, by its name, a line of its own in a display."""
+    lines: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in lines:
+            lines[what] = bar.add_task(what, total=total)
+        bar.update(lines[what], completed=done, total=total)
+
+    return report
 
 
 def say(line: str) -> None:

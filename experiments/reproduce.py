@@ -23,7 +23,7 @@ from experiments.compare import (
     compare,
     headroom,
 )
-from experiments.console import CONSOLE, progress_bar, say, show_table, shown_path
+from experiments.console import CONSOLE, line_per_step, progress_bar, say, show_table, shown_path
 from experiments.drive import drive
 from experiments.errors import REPOSITORY
 from experiments.figure_style import save_figure
@@ -217,14 +217,7 @@ def task(config: DictConfig) -> None:
     """Reproduce with one progress display throughout."""
     config = settled(config, CONSOLE.print)
     with progress_bar() as bar:
-        lines: dict[str, int] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in lines:
-                lines[what] = bar.add_task(what, total=total)
-            bar.update(lines[what], completed=done, total=total)  # type: ignore[arg-type]
-
-        reproduce(config, report)
+        reproduce(config, line_per_step(bar))
 
 
 if __name__ == "__main__":
