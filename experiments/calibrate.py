@@ -21,6 +21,8 @@ from experiments.console import line_per_step, progress_bar, say, show_table, sh
 from experiments.errors import ConfigError
 from experiments.figure_style import save_figure
 from experiments.files import write_csv, write_json
+from experiments.precision.answers import HELD_OUT as MODEL_HELD_OUT
+from experiments.precision.answers import modelled_answers
 from experiments.precision.banks import TrainedBank, inputs, open_bank
 from experiments.precision.calibration import (
     Calibrated,
@@ -50,7 +52,7 @@ LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES = (
     *("levels.csv", "trials.csv", "assignments.csv", "chosen.csv", "latencies.csv"),
 )
 TABLE, FRONT, KERNELS = "calibration.json", "front.png", "kernels.json"
-PROFILE, HELD_OUT = "profile.npz", "profile_held_out.npz"
+PROFILE, HELD_OUT, MODELLED = "profile.npz", "profile_held_out.npz", "modelled.csv"
 SEVERITY = 3
 """Severity of the corruptions in the table of levels."""
 
@@ -91,8 +93,8 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
         f"experiments.calibrate network={config.network.name} size={config.size.name}`."
     )
     save_figure(front(calibrated.every, rows), run.path / FRONT, caption)
-    if len(trained.bank.levels) ** len(trained.bank.stages) <= node.exhaustive:
-        _profile(run, trained, measured, node, report)
+    write_csv(run.path / MODELLED, _modelled(trained, node, report))
+    _profile(run, trained, measured, node, report)
     run.mark_complete()
     return run
 
@@ -108,8 +110,21 @@ def _profile(
     origin = f"measured on {machine_summary()} by `{command_line()}`"
     for name, part in ((PROFILE, trained.data.calibration), (HELD_OUT, trained.data.validation)):
         own = part.first(node.profiled)
-        profile = build_profile(trained, measured, own, node.corruptions(), origin, report)
+        profile = build_profile(trained, measured, own, node, origin, report)
         profile.save(run.path / name)
+
+
+def _modelled(trained: TrainedBank, node: CalibrationNode, report: Report) -> pd.DataFrame:
+    """Return how far answers are off that are modelled from single stages, a row a condition."""
+    part = trained.data.validation.first(node.profiled)
+    rows = []
+    for condition, (name, severity) in zip(node.conditions, node.corruptions(), strict=True):
+        x = corrupt(part.x, name, severity, np.random.default_rng(0)) if severity else part.x
+        rng, told = np.random.default_rng(0), partial(report, f"modelled answers, {condition}")
+        error = modelled_answers(trained, inputs(x), part.y, rng, told).error
+        assert error is not None  # the answers are modelled
+        rows.append({"condition": condition, **error._asdict(), "assignments": MODEL_HELD_OUT})
+    return pd.DataFrame(rows)
 
 
 def _own_config(config: DictConfig) -> DictConfig:

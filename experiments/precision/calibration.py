@@ -6,6 +6,7 @@ Everything is chosen on calibration data; accuracy is reported on held-out data 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -38,7 +39,8 @@ class CalibrationNode:
         accuracy: Threshold of a stage judged by the accuracy of the whole chain.
         chain: Threshold of the whole chain, and budget of the rivals: accuracy.
         samples: Calibration and held-out samples, at most.
-        exhaustive: Up to so many assignments all are tried, and profiles are written.
+        exhaustive: Up to so many assignments all are run; where there are more, the best of all is
+            not looked for, and profiles are modelled.
         conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity.
         profiled: Samples of a profile, at most.
     """
@@ -113,13 +115,15 @@ def calibrate(
     mix = _integer_programme(judge, measured, node.chain)
     if mix is not None:
         chosen["integer programme"] = mix
-    everything = product(range(n_levels), repeat=n_stages)
-    runnable = list(dict.fromkeys(trained.runnable(assignment) for assignment in everything))
-    exhaustive = len(runnable) <= node.exhaustive
-    tried = runnable if exhaustive else list(dict.fromkeys(chosen.values()))
+    exhaustive = n_levels**n_stages <= node.exhaustive
+    if exhaustive:
+        judge.answer_all(partial(report, "answers of all assignments, calibration"))
+        outside.answer_all(partial(report, "answers of all assignments, held out"))
+    tried = outside.answered if exhaustive else list(dict.fromkeys(chosen.values()))
     rows = []
     for k, assignment in enumerate(tried):
-        report("accuracy of assignments", k, len(tried))
+        if not exhaustive:
+            report("accuracy of assignments", k, len(tried))
         rows.append(
             {
                 "assignment": _say(judge, assignment),
@@ -127,7 +131,6 @@ def calibrate(
                 "held_out": outside.accuracy(assignment),
             }
         )
-    report("accuracy of assignments", len(tried), len(tried))
     every = pd.DataFrame(rows)
     every["predicted_s"] = measured.fit.predict_s(np.array(tried, dtype=np.int64))
     if exhaustive:

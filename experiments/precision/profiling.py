@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from experiments.precision.answers import HELD_OUT, Answers, Told, exact_answers, modelled_answers
 from experiments.precision.banks import TrainedBank, inputs
+from experiments.precision.calibration import CalibrationNode
 from experiments.precision.data import Part
 from experiments.precision.latencies import BucketLatencies
 from experiments.training import Report
 from runtime.precision.corruptions import corrupt
 from runtime.precision.machine import sqnr_db
 from runtime.precision.properties import PROPERTY_NAMES, input_properties
-from runtime.precision.server import answers_of
 from runtime.precision.shadow import MOST_DB
-from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.precision.profile import PrecisionProfile
 
 POWER_ACTIVE_W, POWER_IDLE_W = 20.0, 40.0
 """Declared power of one busy core over rest, and of a small server at rest: a model, no meter."""
@@ -31,11 +31,11 @@ def build_profile(
     trained: TrainedBank,
     measured: Sequence[BucketLatencies],
     part: Part,
-    conditions: Sequence[tuple[str, int]],
+    node: CalibrationNode,
     origin: str,
     report: Report,
 ) -> PrecisionProfile:
-    """Run every assignment on every sample under every condition.
+    """Find the answers of every assignment on every sample under every condition.
 
     A stage that lacks a level counts with the next higher one (`TrainedBank.runnable`).
 
@@ -43,24 +43,18 @@ def build_profile(
         trained: The bank.
         measured: Latencies at every batch size.
         part: Samples: of the calibration part to train agents, held-out ones to report.
-        conditions: Corruption and severity of each condition; the first has severity 0.
+        node: Conditions, and up to how many assignments every one is run; where there are more,
+            most are modelled, see `experiments.precision.answers`.
         origin: How it came about.
         report: Told about progress.
     """
-    bank = trained.bank
+    bank, conditions = trained.bank, node.corruptions()
+    exact = len(bank.levels) ** len(bank.stages) <= node.exhaustive
     shown = [_shown(part, *condition, seed=k) for k, condition in enumerate(conditions)]
-    everything = list(product(range(len(bank.levels)), repeat=len(bank.stages)))
-    label = np.zeros((len(conditions), len(everything), len(part)), dtype=np.uint8)
-    margin = np.zeros_like(label)
-    for c, x in enumerate(shown):
-        known: dict[tuple[int, ...], tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-        for a, assignment in enumerate(everything):
-            report("answers of all assignments", c * len(everything) + a, label[:, :, 0].size)
-            own = trained.runnable(assignment)
-            if own not in known:
-                known[own] = _answers(trained, x, own)
-            label[c, a], margin[c, a] = known[own]
-    report("answers of all assignments", label[:, :, 0].size, label[:, :, 0].size)
+    answers = []
+    for k, x in enumerate(shown):
+        what = f"answers of all assignments, condition {k + 1} of {len(shown)}"
+        answers.append(_answers(trained, x, part.y, exact, partial(report, what)))
     observed = [_observed(trained, x[:_PROBED]) for x in shown]
     return PrecisionProfile(
         network=trained.name,
@@ -77,14 +71,14 @@ def build_profile(
         sigma=np.array([at.sigma for at in measured]),
         bytes=_bytes(trained),
         truth=part.y.astype(np.uint8),
-        label=label,
-        margin=margin,
+        label=np.stack([answer.label for answer in answers]),
+        margin=np.stack([answer.margin for answer in answers]),
         properties=np.stack([input_properties(x.numpy()) for x in shown]),
         clip_rate=np.stack([clip for clip, _ in observed]),
         sqnr_db=np.stack([noise for _, noise in observed]),
         power_active_w=POWER_ACTIVE_W,
         power_idle_w=POWER_IDLE_W,
-        origin=origin,
+        origin=f"{origin}; answers {_said(answers)}",
     )
 
 
@@ -96,13 +90,27 @@ def _shown(part: Part, corruption: str, severity: int, seed: int) -> Tensor:
 
 
 def _answers(
-    trained: TrainedBank, x: Tensor, assignment: tuple[int, ...]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return labels and margins, in steps, of all samples; each uint8 [n]."""
-    batches = torch.split(x, trained.bank.buckets[-1])
-    output = torch.cat([trained.bank.run(batch, assignment) for batch in batches])
-    classes, margin = answers_of(output)
-    return classes.astype(np.uint8), np.rint(MARGIN_STEPS * margin).astype(np.uint8)
+    trained: TrainedBank,
+    x: Tensor,
+    truth: NDArray[np.int64],
+    exact: bool,
+    told: Told,
+) -> Answers:
+    if exact:
+        return exact_answers(trained, x, told)
+    return modelled_answers(trained, x, truth, np.random.default_rng(0), told)
+
+
+def _said(answers: Sequence[Answers]) -> str:
+    """Say how the answers came about, and how far modelled ones are off."""
+    errors = [answer.error for answer in answers if answer.error is not None]
+    if not errors:
+        return "exact"
+    mean, worst = np.mean([e.mean for e in errors]), max(e.worst for e in errors)
+    return (
+        f"modelled from single stages, accuracy off by {100 * mean:.2f} points in the mean and "
+        f"{100 * worst:.2f} at most over {HELD_OUT} held-out assignments a condition"
+    )
 
 
 def _observed(trained: TrainedBank, x: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -17,20 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.precision import quantise
+from runtime.precision.assignments import Assignment, Assignments
 from runtime.precision.bank_builder import BankOptions, build_variants
 from runtime.precision.calibration import Calibration
 from runtime.precision.formats import Format, Grid, Rounded, convert, describe
 from runtime.precision.kernel_log import Kernel, executed_kernels
 from runtime.precision.levels import Level
 from runtime.precision.lowering import LoweredStage, StageCall, bind
-from runtime.precision.names import closest
 from runtime.precision.staging import StagedNetwork
-
-Assignment = tuple[int, ...]
-"""One level per stage, as places in `Bank.levels`."""
-
-_MOST_CHECKED = 1 << 16
-"""Assignments remembered as valid."""
 
 
 class Probe(NamedTuple):
@@ -91,12 +85,12 @@ class Bank:
         self.levels, self.calibration, self._variants, self._refusals = build_variants(
             network, data, options
         )
+        self._assignments = Assignments(self.stages, self.levels, self._refusals)
         self.builds = 0
         self._calls = [self._row(k) for k in range(len(network.stages))]
         self._entries = [self._entry(level) for level in range(len(self.levels))]
         self._bucket_set = frozenset(self.buckets)
         self._shape = torch.Size(network.input_shape)
-        self._checked: set[Assignment] = set()
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -159,9 +153,11 @@ class Bank:
         Raises:
             ValueError: Wrong shape or type, or an assignment that does not exist.
         """
-        levels = assignment if type(assignment) is tuple else self._levels(assignment)
-        if levels not in self._checked:
-            self._check(levels)
+        if type(assignment) is tuple:
+            levels = assignment
+            self._assignments.check(levels)
+        else:
+            levels = self._assignments.read(assignment)
         is_plain = x.dtype is torch.float32 and x.shape[1:] == self._shape and not x.requires_grad
         if is_plain and x.shape[0] in self._bucket_set:
             return self._pass(x, levels)
@@ -208,6 +204,45 @@ class Bank:
             x = self._calls[stage][level][following](x)  # type: ignore[index, misc]
         yield torch.float32, x
 
+    def every_output(self, x: Tensor) -> Iterator[tuple[Assignment, Tensor]]:
+        """Yield the output of a batch under every assignment that can run.
+
+        Assignments with the same first levels share the work of those stages: a chain of S stages
+        with P levels costs little more than P**S runs of its last stages. Results are those of
+        `run`.
+
+        Args:
+            x: float32 [n, *input_shape], n at most the largest bucket.
+
+        Yields:
+            Assignments in ascending order of their numbers, each with its float32 [n, ...].
+
+        Raises:
+            ValueError: Wrong shape or type, or more samples than the largest bucket.
+        """
+        self._check_input(x)
+        if len(x) > self.buckets[-1]:
+            raise ValueError(f"{len(x)} samples; expected at most {self.buckets[-1]}")
+        part, rows = next(self._padded(x.detach()))
+        for level, enter in enumerate(self._entries):
+            if enter is not None:
+                for assignment, output in self._branches((level,), enter(part)):
+                    yield assignment, output[:rows]
+
+    def _branches(self, levels: Assignment, value: Tensor) -> Iterator[tuple[Assignment, Tensor]]:
+        """Yield what follows from a value that stage `len(levels) - 1` takes at its last level."""
+        calls = self._calls[len(levels) - 1][levels[-1]]
+        assert calls is not None  # the way here led over variants that exist
+        if len(levels) == len(self.stages):
+            # A stage may overwrite what it takes, and other branches take it too.
+            yield levels, calls[0](value.clone())  # type: ignore[misc]
+            return
+        # Levels that take the same format share the call, hence its result.
+        handed = {id(call): call(value.clone()) for call in calls if call is not None}
+        for following, call in enumerate(calls):
+            if call is not None:
+                yield from self._branches((*levels, following), handed[id(call)])
+
     def _ordered(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
@@ -218,7 +253,7 @@ class Bank:
             x: float32 [n, *input_shape]; run as one batch, not padded.
             assignment: As for `run`.
         """
-        levels = self._checked_levels(assignment)
+        levels = self._assignments.read(assignment)
         self._check_input(x)
         at = [time.perf_counter() for _ in self._walk(x.detach(), levels)]
         return np.diff(at)
@@ -230,7 +265,7 @@ class Bank:
             x: float32 [n, *input_shape]; run as one batch, not padded.
             assignment: As for `run`.
         """
-        levels = self._checked_levels(assignment)
+        levels = self._assignments.read(assignment)
         self._check_input(x)
         borders = [
             convert(value, form, torch.float32).clone()
@@ -259,7 +294,7 @@ class Bank:
 
     def observe(self, x: Tensor, assignment: Sequence[int] | int) -> Observed:
         """Run a batch and count clipped values on the way; see `run` and `clip_rates`."""
-        levels = self._checked_levels(assignment)
+        levels = self._assignments.read(assignment)
         self._check_input(x)
         outputs, counts = [], np.zeros((2, len(levels)))
         for part, rows in self._padded(x.detach()):
@@ -319,82 +354,23 @@ class Bank:
 
     def encode(self, levels: Sequence[int]) -> int:
         """Return an assignment as one number, stage 0 the most significant digit."""
-        number = 0
-        for level in self._checked_levels(levels):
-            number = number * len(self.levels) + level
-        return number
+        return self._assignments.encode(levels)
 
     def decode(self, number: int) -> Assignment:
-        """Return the assignment with a number.
-
-        Raises:
-            ValueError: There is none.
-        """
-        count, digits = len(self.levels), []
-        if not 0 <= number < count ** len(self.stages):
-            raise ValueError(
-                f"no assignment {number}; {len(self.stages)} stages with {count} levels have "
-                f"numbers 0 to {count ** len(self.stages) - 1}"
-            )
-        for _ in self.stages:
-            number, digit = divmod(number, count)
-            digits.append(digit)
-        return tuple(reversed(digits))
+        """Return the assignment with a number; ValueError if there is none."""
+        return self._assignments.decode(number)
 
     def assignment(self, *names: str) -> Assignment:
         """Return an assignment from names of levels: one for all stages, or one per stage."""
-        given = names * len(self.stages) if len(names) == 1 else names
-        return self._checked_levels([self.level_index(name) for name in given])
+        return self._assignments.named(*names)
 
     def level_index(self, name: str) -> int:
-        """Return the place of a level in `levels`.
-
-        Raises:
-            ValueError: It is not on offer; the message lists what is.
-        """
-        known = [level.name for level in self.levels]
-        if name not in known:
-            offered = ", ".join(known)
-            raise ValueError(
-                f"no level {name!r} in this bank; expected of {offered}{closest(name, known)}"
-            )
-        return known.index(name)
+        """Return the place of a level in `levels`; ValueError if it is not on offer."""
+        return self._assignments.level_index(name)
 
     def refusal(self, stage: int, level: int) -> str:
         """Return why a stage cannot run at a level, or nothing."""
         return self._refusals.get((stage, level), "")
-
-    def _levels(self, assignment: Sequence[int] | int) -> Assignment:
-        if isinstance(assignment, int | np.integer):
-            return self.decode(int(assignment))
-        return tuple(int(level) for level in assignment)
-
-    def _checked_levels(self, assignment: Sequence[int] | int) -> Assignment:
-        levels = self._levels(assignment)
-        if levels not in self._checked:
-            self._check(levels)
-        return levels
-
-    def _check(self, levels: Assignment) -> None:
-        if len(levels) != len(self.stages):
-            raise ValueError(
-                f"{len(levels)} levels given for {len(self.stages)} stages "
-                f"({', '.join(self.stages)}); give one per stage"
-            )
-        for stage, level in enumerate(levels):
-            if not 0 <= level < len(self.levels):
-                names = ", ".join(f"{i} = {lv.name}" for i, lv in enumerate(self.levels))
-                raise ValueError(
-                    f"stage {self.stages[stage]!r} given level {level}; expected of {names}"
-                )
-            if (stage, level) in self._refusals:
-                raise ValueError(
-                    f"stage {self.stages[stage]!r} cannot run at {self.levels[level].name!r}: "
-                    f"{self._refusals[stage, level]}"
-                )
-        if len(self._checked) >= _MOST_CHECKED:
-            self._checked = set()
-        self._checked.add(levels)
 
     def _check_input(self, x: Tensor) -> None:
         if x.dtype is not torch.float32 or x.shape[1:] != self._shape or not x.shape[0]:

@@ -19,6 +19,7 @@ from experiments.calibrate import (
     KERNELS,
     LATENCIES,
     LEVELS,
+    MODELLED,
     PROFILE,
     TABLE,
     TRIALS,
@@ -63,7 +64,7 @@ def _table(run: RunFolder, name: str) -> pd.DataFrame:
 
 
 def test_everything_is_written(run: RunFolder) -> None:
-    for name in (LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES, TABLE, FRONT, KERNELS):
+    for name in (LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES, TABLE, FRONT, KERNELS, MODELLED):
         assert (run.path / name).stat().st_size > 0
     assert run.complete
 
@@ -132,6 +133,25 @@ def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
     # the reference is exact by itself; lowering a stage adds noise
     assert profile.sqnr_db[0, :, 0].min() == 100.0
     assert profile.sqnr_db[0, :, 1].max() < 80.0
+
+
+def test_the_error_of_modelled_answers_is_stated(run: RunFolder) -> None:
+    table = _table(run, MODELLED).set_index("condition")
+    assert list(table.index) == ["clean", "noise-4"]
+    # four stages with three levels: most answers of mixes follow from those of single stages
+    assert (table["agreement"] > 0.6).all()
+    assert (table["mean"] <= table["worst"]).all()
+
+
+def test_more_assignments_than_are_run_are_modelled(small: Compose) -> None:
+    few = calibrate_network(small("calibration.exhaustive=8", "calibration.samples=60"))
+    profile = PrecisionProfile.load(few.path / PROFILE)
+    assert "modelled from single stages" in profile.origin
+    assert "best of all" not in set(_table(few, CHOSEN)["chosen_by"])
+    exact = PrecisionProfile.load(calibrate_network(small()).path / PROFILE)
+    # what was run alone is exact, and the first level is never changed
+    assert (profile.label[:, 0] == exact.label[:, 0]).mean() > 0.98
+    assert (profile.label == exact.label).mean() > 0.6
 
 
 def test_a_finished_calibration_is_skipped(small: Compose, run: RunFolder) -> None:

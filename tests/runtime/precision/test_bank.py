@@ -338,3 +338,36 @@ def test_warming_up_leaves_no_kernel_to_make() -> None:
     bank.warm_up((4,))
     assert bank.builds == built
     assert bank.run(x[:4], bank.assignment("int8")).shape == (4, 5)
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_the_tree_of_all_assignments_gives_what_single_runs_give(name: str) -> None:
+    modules, shape = nets.NETS[name]()
+    network = StagedNetwork.from_modules(modules, shape)
+    bank = Bank(network, nets.inputs(shape, 32, seed=8), BankOptions(("fp32", "int8", "int4")))
+    x = nets.inputs(shape, 5)
+    given = x.clone()
+    found = {assignment: output.clone() for assignment, output in bank.every_output(x)}
+    everything = list(itertools.product(range(3), repeat=len(bank.stages)))
+    assert list(found) == everything
+    for assignment in everything:
+        assert torch.equal(found[assignment], bank.run(x, assignment)), assignment
+    assert torch.equal(x, given)
+
+
+def test_the_tree_leaves_out_what_a_stage_cannot_run() -> None:
+    modules, shape = nets.narrowable()
+    network = StagedNetwork.from_modules(modules, shape)
+    options = BankOptions(("fp32", "int8", "int8_half"))
+    bank = Bank(network, nets.inputs(shape, 32, seed=8), options)
+    refused = [(s, lv) for s in range(len(bank.stages)) for lv in range(3) if bank.refusal(s, lv)]
+    runnable = [
+        levels
+        for levels in itertools.product(range(3), repeat=len(bank.stages))
+        if not any((stage, level) in refused for stage, level in enumerate(levels))
+    ]
+    x = nets.inputs(shape, 3)
+    assert refused
+    assert [levels for levels, _ in bank.every_output(x)] == runnable
+    with pytest.raises(ValueError, match="at most"):
+        next(bank.every_output(nets.inputs(shape, bank.buckets[-1] + 1)))
