@@ -123,7 +123,9 @@ def _modelled(trained: TrainedBank, node: CalibrationNode, report: Report) -> pd
     """Return how far answers are off that are modelled from single stages, a row a condition."""
     part = trained.data.validation.first(node.profiled)
     rows = []
-    for condition, (name, severity) in zip(node.conditions, node.corruptions(), strict=True):
+    for condition, (name, severity) in zip(
+        node.names(part.x), node.corruptions(part.x), strict=True
+    ):
         x = corrupt(part.x, name, severity, np.random.default_rng(0)) if severity else part.x
         rng, told = np.random.default_rng(0), partial(report, f"modelled answers, {condition}")
         error = modelled_answers(trained, inputs(x), part.y, rng, told).error

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.precision.data import Floats
+from runtime.precision.corruptions import SEVERITIES, corrupt, corruption_names, input_kind
+
+_CORRUPTED_GROUPS = 6
 
 
 @dataclass(frozen=True)
@@ -19,19 +22,24 @@ class Augmentation:
         mirror: Whether images are mirrored left to right half of the time.
         rotate: Whether images are turned by a multiple of 90 degrees.
         gain: Largest factor, up or down, of a wave's amplitude; 1: none.
+        corrupt: Share of samples that are corrupted (see `runtime.precision.corruptions`), at any
+            severity: networks in service meet inputs that are not clean.
     """
 
     shift: int = 0
     mirror: bool = False
     rotate: bool = False
     gain: float = 1.0
+    corrupt: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges.
 
         Raises:
-            ValueError: A negative shift, or a gain below 1.
+            ValueError: A negative shift, a gain below 1, or a share outside [0, 1].
         """
+        if not 0.0 <= self.corrupt <= 1.0:
+            raise ValueError(f"corrupt is {self.corrupt}; expected a share in [0, 1]")
         if self.shift < 0 or self.gain < 1.0:
             raise ValueError(
                 f"shift and gain are {self.shift} and {self.gain}; expected at least 0 and 1"
@@ -44,8 +52,10 @@ class Augmentation:
             x: float32 [n, c, h, w] images (square if turned) or [n, c, t] waves.
             rng: Where the randomness comes from.
         """
-        if x.ndim == 3:
-            return self._waves(x, rng)
+        x = self._waves(x, rng) if x.ndim == 3 else self._images(x, rng)
+        return _corrupted(x, self.corrupt, rng) if self.corrupt else x
+
+    def _images(self, x: Floats, rng: np.random.Generator) -> Floats:
         n = len(x)
         if self.shift:
             x = _shifted(x, self.shift, rng)
@@ -66,6 +76,18 @@ class Augmentation:
             x = padded[np.arange(n)[:, None], :, start[:, None] + np.arange(t)].transpose(0, 2, 1)
         log_gain = rng.uniform(-1.0, 1.0, size=(n, 1, 1)) * np.log(self.gain)
         return np.clip(x * np.exp(log_gain), -1.0, 1.0).astype(np.float32)
+
+
+def _corrupted(x: Floats, share: float, rng: np.random.Generator) -> Floats:
+    """Corrupt a share of the samples, in a few groups of one corruption and severity each."""
+    result = x.copy()
+    chosen = np.flatnonzero(rng.random(len(x)) < share)
+    names = corruption_names(input_kind(x))
+    for group in np.array_split(chosen, _CORRUPTED_GROUPS):
+        name, severity = names[rng.integers(len(names))], int(rng.integers(1, SEVERITIES[-1] + 1))
+        if len(group):
+            result[group] = corrupt(x[group], name, severity, rng)
+    return result
 
 
 def _shifted(x: Floats, shift: int, rng: np.random.Generator) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +19,7 @@ from experiments.training import Report, silent
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
+from runtime.precision.levels import runnable_levels
 from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
 from runtime.precision.training_mode import Assignment
@@ -31,12 +33,13 @@ class BankNode:
     """The node `bank` of a configuration.
 
     Attributes:
-        levels: Names of the levels, the highest first.
+        levels: Names of the levels, the highest first; None: all that are real and that the network
+            was trained for.
         buckets: Batch sizes that are prepared and measured.
         percentile: Share of activations inside the calibrated ranges, per cent.
     """
 
-    levels: list[str]
+    levels: list[str] | None
     buckets: list[int]
     percentile: float
 
@@ -93,7 +96,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         zip(network.stage_names, network.stages(), strict=True), network.input_shape
     )
     options = BankOptions(
-        levels=tuple(node.levels),
+        levels=tuple(node.levels or trained_levels(network.widths)),
         buckets=tuple(node.buckets),
         percentile=node.percentile,
         cache=results_root(config) / "variants",
@@ -102,6 +105,15 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
     bank.warm_up()
     report("preparing variants", 1, 1)
     return TrainedBank(network.name, bank, nn.Sequential(*network.plain_stages()).eval(), data)
+
+
+def trained_levels(widths: Sequence[float]) -> list[str]:
+    """Return the names of the real levels of this machine at some interior widths."""
+    return [
+        level.name
+        for level in runnable_levels()
+        if not level.emulated and level.width in widths and level.device == "cpu"
+    ]
 
 
 def inputs(x: object) -> Tensor:

@@ -18,6 +18,7 @@ from agents.precision.static_mix import cheapest_mix
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.latencies import BucketLatencies
 from experiments.training import Report
+from runtime.precision.corruptions import input_kind
 from runtime.precision.judged_bank import JudgedBank, Result
 from runtime.precision.training_mode import (
     Assignment,
@@ -27,6 +28,12 @@ from runtime.precision.training_mode import (
     find_levels,
     hold_chain,
 )
+
+CONDITIONS = {
+    "image": ["clean", "noise-3", "noise-5", "contrast-4", "occlusion-4"],
+    "audio": ["clean", "noise-3", "noise-5", "clipping-4", "dropout-4"],
+}
+"""Conditions of profiles by kind of input: two degrees of one corruption, and two others."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class CalibrationNode:
         samples: Calibration and held-out samples, at most.
         exhaustive: Up to so many assignments all are run; where there are more, the best of all is
             not looked for, and profiles are modelled.
-        conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity.
+        conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity;
+            None: those of `CONDITIONS` that fit the inputs.
         profiled: Samples of a profile, at most.
     """
 
@@ -51,7 +59,7 @@ class CalibrationNode:
     chain: float
     samples: int
     exhaustive: int
-    conditions: list[str]
+    conditions: list[str] | None
     profiled: int
 
     def __post_init__(self) -> None:
@@ -60,6 +68,8 @@ class CalibrationNode:
         Raises:
             ValueError: Names the condition.
         """
+        if self.conditions is None:
+            return
         if not self.conditions or self.conditions[0] != "clean":
             raise ValueError(f"conditions are {self.conditions}; expected 'clean' first")
         for condition in self.conditions[1:]:
@@ -69,9 +79,13 @@ class CalibrationNode:
                     f"condition {condition!r} is not such as 'noise-3', a corruption and a severity"
                 )
 
-    def corruptions(self) -> list[tuple[str, int]]:
+    def names(self, x: NDArray[np.float32]) -> list[str]:
+        """Return the names of the conditions for such inputs."""
+        return self.conditions or CONDITIONS[input_kind(x)]
+
+    def corruptions(self, x: NDArray[np.float32]) -> list[tuple[str, int]]:
         """Return corruption and severity of each condition, severity 0 for clean."""
-        pairs = (condition.rpartition("-") for condition in self.conditions[1:])
+        pairs = (condition.rpartition("-") for condition in self.names(x)[1:])
         return [("", 0), *((name, int(severity)) for name, _, severity in pairs)]
 
 

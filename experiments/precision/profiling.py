@@ -48,7 +48,7 @@ def build_profile(
         origin: How it came about.
         report: Told about progress.
     """
-    bank, conditions = trained.bank, node.corruptions()
+    bank, conditions = trained.bank, node.corruptions(part.x)
     exact = len(bank.levels) ** len(bank.stages) <= node.exhaustive
     shown = [_shown(part, *condition, seed=k) for k, condition in enumerate(conditions)]
     answers = []

@@ -18,7 +18,8 @@ class Level:
     Attributes:
         name: What it is called in configurations and tables.
         bits: Bits of a weight, and of an activation between two layers.
-        width: Share of a stage's interior channels that is kept; borders keep their shape.
+        width: Share of a stage's interior that is kept, of its channels or of channels and
+            resolution; borders keep their shape.
         emulated: Computed by rounding in fp32: its accuracy is real, its time is not, so it never
             enters a measured latency.
         device: Kind of device it runs on; "cuda" is reserved.
@@ -60,6 +61,7 @@ LEVELS = (
     Level("int8", 8),
     Level("int8_half", 8, width=0.5),
     Level("int8_quarter", 8, width=0.25),
+    Level("int8_sixteenth", 8, width=0.0625),
     Level("int6", 6, emulated=True),
     Level("int4", 4, emulated=True),
 )

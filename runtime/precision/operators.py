@@ -21,7 +21,11 @@ VIEWS: set[Any] = {
 }
 """Operators that only look at their input in another way, and may share its memory."""
 
-KEEPS_VALUES: set[Any] = {*VIEWS, aten.max_pool2d.default}
+KEEPS_VALUES: set[Any] = {
+    *VIEWS,
+    aten.max_pool2d.default,
+    aten.upsample_nearest2d.vec,
+}
 """Operators whose results are a selection of their input's values, so one grid serves both."""
 
 KEEPS_ORDER: set[Any] = {
@@ -39,6 +43,7 @@ KEEPS_ORDER: set[Any] = {
     aten.mul.Tensor,
     aten.div.Tensor,
     aten.max_pool2d.default,
+    aten.upsample_nearest2d.vec,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
 }

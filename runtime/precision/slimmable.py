@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 WIDTHS: Final = (1.0, 0.5, 0.25)
-"""Fractions of the interior width that networks are trained for."""
+"""Shares of the interior that networks are trained for, unless they say others."""
 
 NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d)
 """Modules that every width has its own of."""
@@ -47,8 +47,8 @@ class SlimmableStage(nn.Module):
         """Build a stage.
 
         Args:
-            make: Builds the stage at a width; same structure and border shapes at every width, and
-                no weight longer in any dimension than at full width.
+            make: Builds the stage at a width; same border shapes at every width, no layer that the
+                full stage lacks, and no weight longer in any dimension than at full width.
             widths: Fractions in (0, 1], falling, beginning with 1.0.
 
         Raises:
@@ -166,8 +166,8 @@ class SlimmableNetwork(nn.Module):
         return tuple(sorted({w for stage in self.stages() for w in stage.widths}, reverse=True))
 
     def uniform(self, width: float) -> tuple[float, ...]:
-        """Return the widths per stage nearest to a width: that width, or 1.0 where fixed."""
-        return tuple(width if width in stage.widths else 1.0 for stage in self.stages())
+        """Return for every stage the smallest width that it has of those not below a width."""
+        return tuple(min(w for w in stage.widths if w >= width) for stage in self.stages())
 
     def forward(self, x: Tensor, widths: Sequence[float] | None = None) -> Tensor:
         """Run the network.
@@ -224,8 +224,11 @@ def _drop_weights(full: nn.Module, narrow: nn.Module) -> None:
     Raises:
         ValueError: A weight is no leading slice of the full one.
     """
-    if _weight_places(full) != _weight_places(narrow):
-        raise ValueError("a stage has other weights at another width; expected the same structure")
+    extra = sorted(set(_weight_places(narrow)) - set(_weight_places(full)))
+    if extra:
+        raise ValueError(
+            f"a narrower stage has weight {'.'.join(extra[0])}, which the full one lacks"
+        )
     for path, name in _weight_places(narrow):
         leaf = narrow.get_submodule(path)
         shape = leaf.get_parameter(name).shape
@@ -243,7 +246,10 @@ def _drop_weights(full: nn.Module, narrow: nn.Module) -> None:
 def _tied(full: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
     """Pair the places of a module's weights with slices of the full weights."""
     tied = []
+    paths = {path for path, _ in module.named_modules()}
     for path, name in _weight_places(full):
+        if path not in paths:  # a narrower stage may leave layers out
+            continue
         leaf = module.get_submodule(path)
         weight = full.get_submodule(path).get_parameter(name)
         shape = leaf.__dict__.get(_SHAPES, {}).get(name, weight.shape)

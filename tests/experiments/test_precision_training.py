@@ -80,7 +80,7 @@ def test_training_learns_at_every_width() -> None:
     losses = [trainer.run_epoch() for _ in range(recipe.epochs)]
     assert losses[-1] < 0.5 * losses[0]
     recalibrate(trainer.network, trainer.data, 0)
-    for width, least in ((1.0, 0.8), (0.5, 0.5), (0.25, 0.5)):
+    for width, least in ((1.0, 0.8), (0.25, 0.5), (0.0625, 0.5)):
         widths = trainer.network.uniform(width)
         assert accuracy(trainer.network, data.calibration, widths) > least
 
@@ -94,7 +94,7 @@ def test_recalibration_gives_the_statistics_of_the_data() -> None:
     for width in network.widths:
         plain = network.stages()[0].narrow(width)
         with torch.no_grad():
-            seen = plain[0][0](torch.from_numpy(data.x))
+            seen = plain.enter[0](torch.from_numpy(data.x))
         norm = network.stages()[0].norms(width)[0]
         torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
@@ -117,13 +117,17 @@ def test_learning_rate_rises_and_falls() -> None:
 
 def test_multiplications_by_hand() -> None:
     network = build_network("digits_cnn", np.random.default_rng(0))
-    stem = 9 * 64 * (16 + 16 * 16)  # 1 -> 16 -> 16 channels on 64 pixels
-    middle = 9 * 64 * 2 * 16 * 16
-    deep = 16 * (9 * 32 * 16 + 9 * 32 * 32 + 16 * 32)
-    head = 32 * 16 + 16 * 10
+    stem = 9 * 64 * (64 + 64 * 32)  # 1 -> 64 -> 32 channels on 64 pixels
+    middle = 9 * 64 * 2 * 32 * 128
+    deep = 16 * (9 * 32 * 128 + 9 * 128 * 64 + 32 * 64)  # on 16 pixels, the shortcut last
+    head = 64 * 64 + 64 * 10
     assert multiplications(network, network.uniform(1.0)) == stem + middle + deep + head
-    half = (stem + middle + head) // 2 + 16 * (9 * 16 * 16 + 9 * 16 * 32 + 16 * 32)
-    assert multiplications(network, network.uniform(0.5)) == half
+    shortcut = 16 * 32 * 64  # has no interior
+    quarter = (stem + middle + head + deep - shortcut) // 4 + shortcut
+    assert multiplications(network, network.uniform(0.25)) == quarter
+    # a quarter of the pixels too; the head, which has none, stays at a quarter
+    coarse = (stem + middle + deep - shortcut) // 16 + shortcut + head // 4
+    assert multiplications(network, network.uniform(0.0625)) == coarse
 
 
 def test_random_widths_reach_every_width_of_every_stage() -> None:
@@ -138,8 +142,8 @@ def test_between_full_and_narrowest_there_are_mixes_and_the_middle() -> None:
     network = build_network("digits_cnn", np.random.default_rng(0))
     rng = np.random.default_rng(0)
     drawn = [middle_widths(network, rng) for _ in range(200)]
-    assert 70 < drawn.count(network.uniform(0.5)) < 130
-    assert len(set(drawn)) > 40
+    assert 70 < drawn.count(network.uniform(0.25)) < 130
+    assert len(set(drawn)) > 30
 
 
 def test_shifted_images_are_moved_and_filled_with_zero() -> None:
@@ -173,6 +177,23 @@ def test_mirrors_turns_and_waves() -> None:
     assert moved.max() <= 0.8
     assert moved[:, 0].max(1).min() >= 0.2
     assert moved.dtype == np.float32
+
+
+def test_a_share_of_the_samples_is_corrupted() -> None:
+    x = np.random.default_rng(1).random((400, 1, 8, 8), dtype=np.float32)
+    given = x.copy()
+    changed = Augmentation(corrupt=0.5)(x, np.random.default_rng(0))
+    share = (changed != x).reshape(len(x), -1).any(axis=1).mean()
+    assert 0.35 < share < 0.6  # of half, a few an occlusion or a mild blur leaves as they are
+    assert 0.0 <= changed.min()
+    assert changed.max() <= 1.0
+    assert changed.dtype == np.float32
+    np.testing.assert_array_equal(x, given)
+    again = Augmentation(corrupt=0.5)(x, np.random.default_rng(0))
+    np.testing.assert_array_equal(changed, again)
+    np.testing.assert_array_equal(Augmentation()(x, np.random.default_rng(0)), x)
+    with pytest.raises(ValueError, match=r"corrupt is 1\.5"):
+        Augmentation(corrupt=1.5)
 
 
 def test_interrupted_training_ends_in_the_identical_network(smoke: Compose, tmp_path: Path) -> None:
@@ -223,7 +244,7 @@ def test_the_command_trains_a_network_that_can_be_loaded(tmp_path: Path) -> None
     network, header = load_network(folder / NETWORK)
     table = pd.read_csv(folder / ACCURACY, dtype={"width": str}).set_index("width")
     assert header["accuracy"] == table["accuracy"].to_dict()
-    assert list(table.index) == ["1", "0.5", "0.25", "random"]
+    assert list(table.index) == ["1", "0.25", "0.0625", "random"]
     data = load_data("digits", None).first(512)
     assert header["data"]["sha256"] == data.sha256()
     for width in network.widths:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from runtime.precision.networks import NETWORKS, build_network
-from runtime.precision.slimmable import NORMS, WIDTHS, SlimmableNetwork, SlimmableStage
+from runtime.precision.slimmable import NORMS, SlimmableNetwork, SlimmableStage
 
 # What a lowering has to know about; a network that needs more must be looked at with it.
 OPERATIONS = {
     *("conv2d", "batch_norm", "relu", "mean.dim", "linear", "layer_norm", "gelu"),
     *("scaled_dot_product_attention", "add.Tensor", "mul.Tensor", "pow.Tensor_Scalar", "log"),
     *("clamp", "reshape", "flatten.using_ints", "permute", "transpose.int", "unsqueeze"),
-    *("select.int",),
+    *("select.int", "upsample_nearest2d.vec"),
 }
 
 
@@ -59,7 +59,7 @@ def test_composes_at_every_width_and_mix(name: str) -> None:
     assert network.stage_names == tuple(network.chain)
     x = network.example(3)
     rng = np.random.default_rng(0)
-    mixes = [network.uniform(width) for width in WIDTHS]
+    mixes = [network.uniform(width) for width in network.widths]
     mixes += [tuple(rng.choice(s.widths) for s in network.stages()) for _ in range(4)]
     answers = []
     with torch.no_grad():
@@ -105,7 +105,6 @@ def test_narrow_shares_storage_and_costs_less(name: str) -> None:
                 assert weight.data_ptr() == whole[key].data_ptr(), key
             sizes.append(sum(weight.numel() for weight in plain.parameters()))
         assert sizes == sorted(sizes, reverse=True)
-        assert len(set(sizes)) == len(sizes)
     widest, narrowest = (network.plain_stages(network.uniform(w)) for w in (1.0, 0.25))
     count = [sum(p.numel() for m in ms for p in m.parameters()) for ms in (widest, narrowest)]
     assert count[1] < 0.6 * count[0]
@@ -144,7 +143,7 @@ def test_widths_keep_their_own_statistics_and_train_the_same_weights() -> None:
     network = build_network("digits_cnn", np.random.default_rng(0)).train()
     stage = network.stages()[1]
     means = [[norm.running_mean.clone() for norm in stage.norms(width)] for width in stage.widths]
-    network(network.example(8), network.uniform(0.5)).sum().backward()
+    network(network.example(8), network.uniform(0.25)).sum().backward()
     changed = [
         not all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, old, strict=True))
         for norms, old in zip(map(stage.norms, stage.widths), means, strict=True)
@@ -152,13 +151,13 @@ def test_widths_keep_their_own_statistics_and_train_the_same_weights() -> None:
     assert changed == [False, True, False]
     for key, weight in stage.full.named_parameters():
         if key.endswith("0.weight"):  # convolutions: the slice that ran has a gradient, no other
-            half = tuple(
-                slice(0, size) for size in dict(stage.narrow(0.5).named_parameters())[key].shape
+            quarter = tuple(
+                slice(0, size) for size in dict(stage.narrow(0.25).named_parameters())[key].shape
             )
             assert weight.grad is not None
-            assert weight.grad[half].abs().sum() > 0
+            assert weight.grad[quarter].abs().sum() > 0
             rest = weight.grad.clone()
-            rest[half] = 0.0
+            rest[quarter] = 0.0
             assert rest.abs().sum() == 0.0
 
 
@@ -210,12 +209,12 @@ def test_attention_of_fewer_heads_is_that_of_the_first_heads() -> None:
     ("do", "message"),
     [
         (lambda: build_network("fashion_cn", np.random.default_rng(0)), "did you mean 'fashion_cn"),
-        (lambda: settled("digits_cnn")(torch.zeros(1, 1, 8, 8), (1.0, 0.5)), "2 widths for the 4"),
+        (lambda: settled("digits_cnn")(torch.zeros(1, 1, 8, 8), (1.0, 0.25)), "2 widths for the 4"),
         (lambda: settled("digits_cnn").stages()[0].narrow(0.75), r"no width 0.75; this stage has"),
         (lambda: settled("fashion_vit").stages()[-1].narrow(0.5), r"no width 0.5.*\(1.0,\)"),
         (lambda: SlimmableStage(lambda f: nn.Linear(2, 2), (0.5, 1.0)), "expected 1.0 and then"),
         (lambda: SlimmableStage(lambda f: nn.Linear(2, round(4 / f))), "shape .* at most"),
-        (lambda: SlimmableStage(lambda f: nn.Linear(2, 2, bias=f == 1.0)), "same structure"),
+        (lambda: SlimmableStage(lambda f: nn.Linear(2, 2, bias=f < 1.0)), "lacks"),
     ],
 )
 def test_mistakes_are_named(do: Callable[[], object], message: str) -> None:
