@@ -43,7 +43,8 @@ from runtime.precision.plan import PrecisionPlan
 __all__ = ["LEARNERS", "LearnedStreams", "Training", "make_learner", "train_learner"]
 
 BUNDLE = "bundle"
-JUDGING_STREAMS = 32
+JUDGING_STREAMS, JUDGING_S = 128, 15.0
+"""Many short streams take fewer calls than few long ones and differ more from each other."""
 _JUDGING_KEY = 7_000_000  # keys of the streams on which policies are judged
 
 LearnedStreams = LearnedBatch
@@ -226,7 +227,8 @@ def _choice_of(plan: PrecisionPlan, actions: ActionCodec) -> NDArray[np.int64]:
 def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Score:
     """Return what judges a policy: minus its mean effective accuracy on streams of a world.
 
-    The streams are common to all policies, spread over the starts that the world allows.
+    The streams are common to all policies, spread over the starts that the world allows, and last
+    `JUDGING_S` (the world's horizon if that is shorter).
 
     Args:
         config: The simulated world, with training streams.
@@ -235,8 +237,9 @@ def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Scor
     keys = np.arange(_JUDGING_KEY, _JUDGING_KEY + streams, dtype=np.uint64)
     first, last = config.starts
     episodes = Episodes(keys, np.linspace(first, last, streams).astype(np.int64))
+    short = dataclasses.replace(config, horizon_s=min(config.horizon_s, JUDGING_S))
 
     def score(agent: BatchDecider[Any]) -> float:
-        return -float(np.nanmean(effective_accuracies(config, agent, episodes)))
+        return -float(np.nanmean(effective_accuracies(short, agent, episodes)))
 
     return score
