@@ -183,9 +183,10 @@ def test_the_policy_that_serves_best_is_kept(
 def test_training_is_reproducible_and_resumes(
     listed: StagedPrecisionConfig, tmp_path: Path, name: str
 ) -> None:
-    models = [small(name, listed, seed=3) for _ in range(2)]
-    for label, model in zip("ab", models, strict=True):
-        train(model, 512, tmp_path / label)
+    models = []
+    for label in ("a", "b"):
+        models.append(small(name, listed, seed=3))
+        train(models[-1], 512, tmp_path / label)
     first, second = (m.policy.state_dict() for m in models)
     assert all(torch.equal(first[key], second[key]) for key in first)
     resumed = small(name, listed, seed=3)
@@ -222,7 +223,8 @@ def test_learning_starts_from_a_plan(
     name: str,
     by_stage: bool,
 ) -> None:
-    config, plan = staged if by_stage else listed, PrecisionPlan((2, 2, 2, 2))
+    config = staged if by_stage else listed
+    plan = PrecisionPlan((2, 2, 2, 2), 0.0, (0, 0, 0, 0) if by_stage else ())
     started = LearnedStreams(small(name, config, start=plan))
     constant = ConstantRows(np.tile(plan.to_row(), (len(episodes.keys), 1)))
     assert_same(run_streams(config, started, episodes), run_streams(config, constant, episodes))
