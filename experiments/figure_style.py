@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.errors import ConfigError
 from experiments.files import atomic_path, write_text
+from experiments.statistics import Estimate
 
 # Okabe and Ito's eight colours, which people with any colour blindness tell apart; yellow, too
 # light on white, is left out.
@@ -108,6 +109,16 @@ def panels(
     # Titles and axis labels of neighbours keep their distance.
     cast("ConstrainedLayoutEngine", figure.get_layout_engine()).set(w_pad=0.12, h_pad=0.12)
     return figure, list(grid[:n])
+
+
+def interval_dot(
+    axes: Axes, y: float, estimate: Estimate, colour: str, *, hollow: bool = False
+) -> None:
+    """Draw a value with its interval, if it has one, in row y."""
+    if math.isfinite(estimate.low):
+        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8)
+    face = "white" if hollow else colour
+    axes.plot(estimate.value, y, marker="o", color=colour, markersize=6, markerfacecolor=face)
 
 
 def name_rows(axes: Axes, names: list[str], accent: Collection[str]) -> None:

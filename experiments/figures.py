@@ -7,7 +7,6 @@ count alike.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from experiments.figure_style import (
     QUIET,
     check_columns,
     colours_of,
+    interval_dot,
     is_wide,
     label,
     name_rows,
@@ -77,7 +77,7 @@ def latency_by_agent(table: pd.DataFrame, accent: Collection[str] = HEADLINE) ->
         for y, name in enumerate(order):
             if name in estimates:
                 colour = ACCENT if name in accent else PLAIN
-                _dot(axes, y, estimates[name], colour, hollow=bool(stable[name] < 0.5))
+                interval_dot(axes, y, estimates[name], colour, hollow=bool(stable[name] < 0.5))
         ends = [x for e in estimates.values() for x in (e.value, e.low, e.high)]
         if is_wide(ends):
             use_log(axes, "x")
@@ -348,18 +348,10 @@ def _estimate(scores: NDArray[np.float64]) -> Estimate:
     return stratified_bootstrap([scores], mean, _rng())
 
 
-def _dot(axes: Axes, y: float, estimate: Estimate, colour: str, *, hollow: bool = False) -> None:
-    """Draw a value with its interval, if it has one."""
-    if math.isfinite(estimate.low):
-        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=1.8)
-    face = "white" if hollow else colour
-    axes.plot(estimate.value, y, marker="o", color=colour, markersize=6, markerfacecolor=face)
-
-
 def _change_dot(axes: Axes, y: float, change: Estimate, colour: str) -> None:
     """Draw a change in per cent, or write it at the edge where it is beyond the axis."""
     if change.value <= _LARGEST_CHANGE:
-        _dot(axes, y, change, colour)
+        interval_dot(axes, y, change, colour)
         return
     text: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
     axes.text(0.985, y, f"+{change.value:.0f} % →", color=colour, fontsize="small", **text)

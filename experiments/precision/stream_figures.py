@@ -1,0 +1,224 @@
+"""Figures of simulated streams: pure functions from the tables of comparisons to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from envs.precision.viewer import CORRUPTED_COLOUR, level_colours
+from experiments.figure_style import (
+    ACCENT,
+    DASHES,
+    MARKERS,
+    PLAIN,
+    QUIET,
+    check_columns,
+    colours_of,
+    interval_dot,
+    label,
+    name_rows,
+    panels,
+)
+from experiments.precision.summary import (
+    CLAIRVOYANT,
+    SMALL_HEADROOM,
+    STATIC_BEST,
+    difference,
+    scores_of,
+)
+from experiments.statistics import Estimate, mean, stratified_bootstrap
+
+LEARNED = ("ppo", "maskable_ppo", "recurrent_ppo", "dqn", "qr_dqn", "bandit")
+_KEYS = ("network", "stream", "agent", "train_seed", "episode", "effective_accuracy")
+_BIN_S = 0.5
+"""Width of the bins of rates and accuracies in a timeline, seconds."""
+
+
+def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Figure:
+    """Draw the effective accuracy of every agent with its 95 % interval, a panel per stream.
+
+    Args:
+        table: Columns network, stream, agent, train_seed, episode, effective_accuracy.
+        accent: Agents to be drawn in colour.
+    """
+    check_columns(table, _KEYS)
+    means = table.groupby("agent")["effective_accuracy"].mean().sort_values(ascending=False)
+    order = [str(name) for name in means.index]
+    settings = list(table.groupby(["network", "stream"], sort=False))
+    figure, grid = panels(len(settings), height=1.3 + 0.24 * len(order), columns=2)
+    for axes, ((network, stream), part) in zip(grid, settings, strict=True):
+        scores = scores_of(part)
+        for y, name in enumerate(order):
+            if name in scores:
+                colour = ACCENT if name in accent else PLAIN
+                interval_dot(axes, y, _percent(_mean(scores[name].mean(axis=0))), colour)
+        for name, dashes in ((STATIC_BEST, "dashed"), (CLAIRVOYANT, "dotted")):
+            if name in scores:
+                level = 100.0 * scores[name].mean()
+                axes.axvline(level, color=QUIET, linestyle=dashes, zorder=0.5)
+        name_rows(axes, order, accent)
+        axes.set(title=f"{label(str(network))}, {stream}", xlabel="effective accuracy (%)")
+    handles = [
+        Line2D([], [], color=QUIET, linestyle="dashed", label="static best"),
+        Line2D([], [], color=QUIET, linestyle="dotted", label="clairvoyant reference"),
+        Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned"),
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize="small")
+    return figure
+
+
+def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
+    """Draw what adapting can win over the best constant assignment, and what agents win of it.
+
+    Args:
+        table: As of `accuracy_by_agent`, with static_best and the clairvoyant reference.
+        agents: Agents whose gains are drawn.
+    """
+    check_columns(table, _KEYS)
+    settings = list(table.groupby(["network", "stream"], sort=False))
+    figure, (axes,) = panels(1, height=1.6 + 0.5 * len(settings), width=6.4)
+    colours = colours_of(agents)
+    for y, (_, part) in enumerate(settings):
+        scores = scores_of(part)
+        room = _percent(difference(scores, CLAIRVOYANT, STATIC_BEST))
+        axes.barh(y, room.value, height=0.62, color="#E5E5E5", zorder=0.5)
+        if np.isfinite(room.low):
+            axes.plot([room.low, room.high], [y, y], color=QUIET, linewidth=5.0, zorder=0.6)
+        for k, name in enumerate(agents):
+            if name in scores:
+                gain = 100.0 * difference(scores, name, STATIC_BEST).value
+                place = y + 0.44 * (k / max(len(agents) - 1, 1) - 0.5)
+                axes.plot(gain, place, marker=MARKERS[k % len(MARKERS)], color=colours[name])
+    axes.axvline(0.0, color="black", linewidth=1.0)
+    axes.axvline(100.0 * SMALL_HEADROOM, color=PLAIN, linestyle="dotted", linewidth=1.0)
+    name_rows(axes, [f"{network}, {stream}" for (network, stream), _ in settings], ())
+    axes.set_xlabel("effective accuracy over static best (points)")
+    handles: list[Line2D | Patch] = [
+        Patch(color="#E5E5E5", label="headroom: clairvoyant reference"),
+        Line2D([], [], color=QUIET, linewidth=5.0, label="its 95 % interval"),
+        Line2D([], [], color=PLAIN, linestyle="dotted", label="below it not worth adapting"),
+    ]
+    handles += [
+        Line2D([], [], marker=MARKERS[k % len(MARKERS)], color=colours[n], ls="", label=label(n))
+        for k, n in enumerate(agents)
+    ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize="small")
+    return figure
+
+
+def ablation(summary: pd.DataFrame) -> Figure:
+    """Draw what hiding each group of signals from the headline agent costs, with 95 % intervals.
+
+    Args:
+        summary: Columns hidden, change, low, high; the change against hiding nothing.
+    """
+    check_columns(summary, ("hidden", "change", "low", "high"))
+    own = summary[summary["hidden"] != "nothing"].sort_values("change")
+    figure, (axes,) = panels(1, height=1.3 + 0.4 * len(own), width=5.4)
+    for y, row in enumerate(own.itertuples()):
+        interval_dot(axes, y, _percent(Estimate(row.change, row.low, row.high)), PLAIN)
+    axes.axvline(0.0, color="black", linewidth=1.0, zorder=0.5)
+    name_rows(axes, [f"without {name}" for name in own["hidden"]], ())
+    axes.set_xlabel("change of effective accuracy (points)")
+    return figure
+
+
+def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence[str]) -> Figure:
+    """Draw one episode: rate and condition, accuracy by agent, and the levels of every agent.
+
+    Args:
+        steps: Rows of the agent "given" (time_s, requests, condition), and of agents a row per
+            batch: time_s, requests, dropped, in_time, `level_<stage>`, escalate_below.
+        agents: Which agents, at most four.
+        levels: Names of the levels.
+    """
+    check_columns(steps, ("agent", "time_s", "requests", "condition", "in_time", "escalate_below"))
+    given = steps[steps["agent"] == "given"]
+    end_s = float(given["time_s"].max())
+    stages = [name for name in steps if str(name).startswith("level_")]
+    figure = Figure(figsize=(9.5, 3.6 + 1.15 * len(agents)), layout="constrained")
+    heights = (1.0, 1.2, *(0.24 * len(stages) for _ in agents))
+    grid: list[Axes] = list(figure.subplots(2 + len(agents), 1, sharex=True, height_ratios=heights))
+    edges = np.arange(0.0, end_s + _BIN_S, _BIN_S)
+    rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
+    grid[0].fill_between(edges[:-1], rate, step="post", color="#9D9DA1")
+    grid[0].set(ylabel="requests/s", ylim=(0.0, None), xlim=(0.0, end_s))
+    for axes in grid[:2]:
+        _shade(axes, given)
+    for k, (agent, colour) in enumerate(colours_of(agents).items()):
+        own = steps[steps["agent"] == agent]
+        style = {"color": colour, "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.4}
+        grid[1].step(edges[:-1], _accuracies(own, edges), where="post", label=label(agent), **style)
+        _raster(grid[2 + k], own, stages, len(levels), end_s)
+        grid[2 + k].set_title(label(agent), loc="left", fontsize="small", color=colour)
+    grid[1].set(ylabel="correct and\nin time (%)", ylim=(-3.0, 103.0))
+    grid[-1].set_xlabel("simulated time (s)")
+    figure.align_ylabels(grid)
+    named, _ = grid[1].get_legend_handles_labels()
+    figure.legend(handles=named, loc="outside upper center", ncols=len(agents))
+    hues = [
+        Patch(color=colour, label=name)
+        for name, colour in zip(levels, level_colours(len(levels)), strict=True)
+    ]
+    hues.append(Patch(color=CORRUPTED_COLOUR, label="inputs corrupted"))
+    figure.legend(handles=hues, loc="outside lower center", ncols=len(hues), fontsize="small")
+    return figure
+
+
+def _accuracies(own: pd.DataFrame, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of requests answered correctly and in time in each bin, per cent."""
+    asked, right = (
+        np.histogram(own["time_s"], edges, weights=values)[0]
+        for values in (own["requests"] + own["dropped"], own["in_time"])
+    )
+    return np.where(asked > 0, 100.0 * right / np.maximum(asked, 1.0), np.nan)
+
+
+def _shade(axes: Axes, given: pd.DataFrame) -> None:
+    """Shade the time during which inputs are corrupted."""
+    time_s = given["time_s"].to_numpy()
+    conditions = given["condition"].to_numpy()
+    changes = np.flatnonzero(conditions[1:] != conditions[:-1]) + 1
+    places = [0, *changes.tolist(), len(time_s) - 1]
+
+    for first, last in pairwise(places):
+        if conditions[first] != "clean":
+            axes.axvspan(time_s[first], time_s[last], color=CORRUPTED_COLOUR, linewidth=0)
+
+
+def _raster(
+    axes: Axes, own: pd.DataFrame, stages: Sequence[str], n_levels: int, end_s: float
+) -> None:
+    """Draw stages times time, coloured by level; the plan of the last batch before each instant."""
+    from matplotlib.colors import ListedColormap
+
+    times = np.linspace(0.0, end_s, 1200)
+    place = np.clip(np.searchsorted(own["time_s"], times, side="right") - 1, 0, None)
+    image = own[list(stages)].to_numpy()[place].T
+    axes.imshow(
+        image,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.0, end_s, len(stages) - 0.5, -0.5),
+        cmap=ListedColormap(level_colours(n_levels)),
+        vmin=0,
+        vmax=max(n_levels - 1, 1),
+    )
+    axes.set_yticks(range(len(stages)), [name.removeprefix("level_") for name in stages])
+    axes.tick_params(axis="y", length=0, labelsize="x-small")
+
+
+def _mean(scores: NDArray[np.float64]) -> Estimate:
+    return stratified_bootstrap([scores], mean, np.random.default_rng(0))
+
+
+def _percent(estimate: Estimate) -> Estimate:
+    return Estimate(100.0 * estimate.value, 100.0 * estimate.low, 100.0 * estimate.high)
