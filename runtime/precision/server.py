@@ -196,8 +196,10 @@ class _Run:
         self._parts, self._stream, self._layout = server, stream, layout
         self._answer_within_s = answer_within_s
         self._plan = server._guards.safe
+        self._row = self._plan.to_row()
         self._first, self._size, self._head = 0, 0, 0
         self._served = self._late = self._dropped = 0
+        self._unreported = 0  # dropped, and no report says so yet
         self._busy_s, self._slow, self._paused = 0.0, 0, 0
         self._reports: list[NDArray[np.float64]] = []
         self._times: list[tuple[float, float]] = []
@@ -206,7 +208,7 @@ class _Run:
         self._answers = np.full(n, -1, dtype=np.int64)
         self._latency_s = np.full(n, math.nan)
         self._signals = np.zeros(layout.size)
-        self._last: dict[str, float] = {}
+        self._last = (0.0, 0.0, 0.0, 0.0, 0.0)  # the signals whose names begin with last_
         self._clip = np.zeros(layout.n_stages)
         self._start = time.perf_counter()
 
@@ -224,8 +226,10 @@ class _Run:
             gone = max(expired - self._head, 0)
             self._dropped += gone
             self._head += gone
+            self._unreported += gone
             if self._reports:
-                self._reports[-1][REPORT_INDEX["dropped"]] = gone
+                self._reports[-1][REPORT_INDEX["dropped"]] = self._unreported
+                self._unreported = 0
         if self._head >= len(arrival_s):
             return False
         possible_s = max(free_s, float(arrival_s[self._head]))
@@ -239,32 +243,37 @@ class _Run:
     # Deciding
 
     def _write_signals(self, x: Tensor) -> None:
-        """Write what the controller may see."""
+        """Write what the controller may see, in the order of `PRECISION_SIGNALS`."""
         layout, signals = self._layout, self._signals
         estimate = self._parts._shadow.estimate()
         head_s = self._dispatch_s - float(self._stream.arrival_s[self._first])
-        values = {
-            "time_s": self._dispatch_s,
-            "requests_in": self._head + self._waiting,
-            "requests_served": self._served,
-            "requests_late": self._late,
-            "requests_dropped": self._dropped,
-            "busy_s": self._busy_s,
-            "waiting": self._waiting,
-            "batch": self._size,
-            "head_slack_s": self._parts._serving.deadline_s - head_s,
-            "shadow_checks": estimate.checks,
-            "shadow_disagreement": estimate.disagreement,
-            "shadow_low": estimate.low,
-            "shadow_high": estimate.high,
-            **self._last,
-        }
-        for name, value in values.items():
-            signals[layout.index[name]] = value
-        signals[layout.property_columns] = self._parts._properties(x)
+        signals[: layout.property_columns.start] = (
+            self._dispatch_s,
+            self._head + self._waiting,
+            self._served,
+            self._late,
+            self._dropped,
+            self._busy_s,
+            self._waiting,
+            self._size,
+            self._parts._serving.deadline_s - head_s,
+            *self._last,
+            estimate.checks,
+            estimate.disagreement,
+            estimate.low,
+            estimate.high,
+        )
+        signals[layout.property_columns] = self._measure_properties(x)
         signals[layout.clip_columns] = self._clip
         signals[layout.sqnr_columns] = estimate.sqnr_db
-        signals[layout.plan_columns] = self._plan.to_row()
+        signals[layout.plan_columns] = self._row
+
+    def _measure_properties(self, x: Tensor) -> NDArray[np.float64] | float:
+        try:
+            return self._parts._properties(x)
+        except Exception:  # a broken monitor is a silent one: guards see NaN
+            _logger.exception("the input properties could not be measured")
+            return math.nan
 
     def _decide(self) -> tuple[PrecisionPlan, PrecisionPlan | None, tuple[str, ...]]:
         """Return the plan to run, what was proposed, and why they differ."""
@@ -303,9 +312,9 @@ class _Run:
         self._write_signals(x)
         plan, proposed, causes = self._decide()
         self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
-        before = self._plan
-        if not np.array_equal(plan.to_row(), before.to_row()):
-            self._plan = replace(plan, version=before.version + 1)
+        before, row = self._plan, plan.to_row()
+        if not np.array_equal(row, self._row):
+            self._plan, self._row = replace(plan, version=before.version + 1), row
         self._causes.update(causes)
         if plan.levels != before.levels:
             asked = None if proposed is None else proposed.levels
@@ -373,13 +382,8 @@ class _Run:
         }
         self._reports.append(np.array([float(values[name]) for name in REPORT_COLUMNS]))
         service_s = end_s - self._dispatch_s
-        self._last = {
-            "last_service_s": service_s,
-            "last_batch": n,
-            "last_margin": float(margins.mean()),
-            "last_low_margin_share": float((margins < LOW_MARGIN).mean()),
-            "last_escalated_share": float(again.mean()),
-        }
+        low_share, again_share = float((margins < LOW_MARGIN).mean()), float(again.mean())
+        self._last = (service_s, float(n), float(margins.mean()), low_share, again_share)
         self._busy_s += service_s
         self._head += n
         self._served += n
