@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.cluster.clusters import Clusters
+from runtime.networks import Preferred
 from runtime.plan import Plan
 from runtime.policy import Bundle
 
@@ -16,7 +17,7 @@ class BundleBatch:
     def __init__(self, bundle: Bundle) -> None:
         """Keep the bundle."""
         self._bundle = bundle
-        self._ends = np.cumsum(bundle.actions.nvec)[:-1].tolist()
+        self._preferred = Preferred(bundle.actions.nvec)
 
     def begin(self, clusters: Clusters) -> None:
         """Check that the bundle was made for such clusters.
@@ -40,6 +41,5 @@ class BundleBatch:
         policy = self._bundle.policy
         if isinstance(policy, Plan):
             return np.tile(policy.to_row(), (len(observation), 1))
-        parts = np.split(policy(observation), self._ends, axis=1)
-        choice = np.stack([part.argmax(axis=1) for part in parts], axis=1)
+        choice = self._preferred.rows(policy(observation))
         return self._bundle.actions.decode(choice, self._clusters.plans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,39 @@ class ExportError(ValueError):
 
 
 def network_of(model: PPO) -> Network:
-    """Return the action network of a PPO agent with tanh layers.
+    """Return the action network of a PPO agent.
 
     Raises:
-        ExportError: The policy has another shape than hidden tanh layers and one linear layer.
+        ExportError: The policy has another shape than hidden layers and one linear layer.
     """
-    policy = model.policy
-    hidden = list(policy.mlp_extractor.policy_net)
-    linear = [layer for layer in hidden if isinstance(layer, torch.nn.Linear)]
-    rest = [layer for layer in hidden if not isinstance(layer, torch.nn.Linear)]
-    if not all(isinstance(layer, torch.nn.Tanh) for layer in rest):
-        raise ExportError(f"only tanh layers can be exported; this policy has {rest}")
-    layers = [*linear, policy.action_net]
-    return Network(
-        tuple(
-            (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
-            for layer in layers
+    return perceptron(model.policy.mlp_extractor.policy_net, model.policy.action_net)
+
+
+def perceptron(hidden: Iterable[torch.nn.Module], last: torch.nn.Linear) -> Network:
+    """Return hidden layers and a last linear layer as a numpy network.
+
+    Raises:
+        ExportError: A hidden layer that is not linear, or activations other than all tanh or all
+            ReLU.
+    """
+    layers = list(hidden)
+    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+    rest = [layer for layer in layers if not isinstance(layer, torch.nn.Linear)]
+    kinds = {type(layer) for layer in rest} or {torch.nn.Tanh}
+    kind = kinds.pop()
+    if kinds or kind not in _ACTIVATIONS:
+        raise ExportError(
+            f"only tanh layers or ReLU layers can be exported; this policy has {rest}"
         )
-    )
+    return Network(tuple(map(arrays_of, [*linear, last])), _ACTIVATIONS[kind])
+
+
+_ACTIVATIONS: dict[type, str] = {torch.nn.Tanh: "tanh", torch.nn.ReLU: "relu"}
+
+
+def arrays_of(layer: torch.nn.Linear) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return copies of weight float32 [out, in] and bias float32 [out]."""
+    return layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
 
 
 def bundle_of(
@@ -116,11 +132,24 @@ def check_parity(model: PPO, bundle: Bundle, observations: NDArray[np.float32]) 
     assert isinstance(bundle.policy, Network)
     policy = BundlePolicy(bundle)
     actual = np.stack([policy.choose(row) for row in bundle.policy(observations)])
+    refuse_differences(expected, actual)
+
+
+def refuse_differences(expected: NDArray[np.int64], actual: NDArray[np.int64]) -> None:
+    """Refuse an export that decides differently.
+
+    Args:
+        expected: int64 [n, dims], decisions of the agent.
+        actual: int64 [n, dims], those of its export.
+
+    Raises:
+        ExportError: A decision differs.
+    """
     wrong = np.nonzero((expected != actual).any(axis=1))[0]
     if len(wrong):
         k = int(wrong[0])
         raise ExportError(
             f"the exported policy decides {actual[k].tolist()} where the agent decides "
-            f"{expected[k].tolist()} ({len(wrong)} of {len(observations)} observations differ); "
+            f"{expected[k].tolist()} ({len(wrong)} of {len(expected)} observations differ); "
             "nothing was written"
         )

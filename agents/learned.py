@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,34 +11,36 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.api import BatchAgent
+from agents.deciders import BatchDecider
 from agents.distributions import PaddedMultiCategorical
-from agents.vec_env import ClusterVecEnv
-from envs.cluster.clusters import Clusters
+from agents.vec_env import ClusterVecEnv, CompiledVecEnv
 from envs.cluster.config import StreamClusterConfig
 from runtime.cluster.actions import FieldActions
 from runtime.plan import Plan
 
 CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
-Score = Callable[[BatchAgent], float]
+Score = Callable[[BatchDecider[Any]], float]
 """Judges a policy on training data; lower is better."""
 
 
 @dataclass(frozen=True)
-class PPOPreset:
-    """Hyperparameters of PPO that suit a compiled environment.
+class PolicyGradientPreset:
+    """Hyperparameters of PPO and its relatives that suit a compiled environment.
 
     SB3's defaults (batches of 64, 10 epochs) spend 95 % of the time in tiny gradient steps; many
-    clusters and large batches learn the same in a fraction of it.
+    worlds and large batches learn the same in a fraction of it.
 
     Attributes:
-        n_envs: Clusters simulated at once.
-        n_steps: Decisions per cluster between updates.
+        n_envs: Worlds simulated at once.
+        n_steps: Decisions per world between updates.
         batch_size: Decisions per gradient step.
         n_epochs: Passes over the decisions of an update.
         learning_rate: Initial step size, falling linearly to a tenth.
@@ -46,10 +48,9 @@ class PPOPreset:
         gae_lambda: Of generalised advantage estimation.
         ent_coef: Weight of the entropy bonus.
         clip_range: Of the policy ratio.
-        log_scale_s: See `ClusterVecEnv`; 0 learns from the reward itself.
         net: Widths of the hidden layers, tanh, separate for policy and value.
-        start_bias: Added to the preferences of the levels of the plan that learning starts from:
-            exp(start_bias) times as likely as any other level at first.
+        start_bias: Added to the preferences of the choices of the plan that learning starts from:
+            exp(start_bias) times as likely as any other choice at first.
     """
 
     n_envs: int = 128
@@ -61,13 +62,39 @@ class PPOPreset:
     gae_lambda: float = 0.95
     ent_coef: float = 0.002
     clip_range: float = 0.2
-    log_scale_s: float = 0.3
     net: tuple[int, ...] = (64, 64)
     start_bias: float = 3.0
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self) | {"net": list(self.net)}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the library's constructors call these numbers."""
+        rate = self.learning_rate
+        return {
+            "learning_rate": lambda left: rate * (0.1 + 0.9 * left),
+            "n_steps": self.n_steps,
+            "batch_size": self.batch_size,
+            "n_epochs": self.n_epochs,
+            "gamma": self.gamma,
+            "gae_lambda": self.gae_lambda,
+            "ent_coef": self.ent_coef,
+            "clip_range": self.clip_range,
+            "policy_kwargs": {"net_arch": list(self.net)},
+            "device": "cpu",
+        }
+
+
+@dataclass(frozen=True)
+class PPOPreset(PolicyGradientPreset):
+    """Hyperparameters of PPO on stream clusters.
+
+    Attributes:
+        log_scale_s: See `ClusterVecEnv`; 0 learns from the reward itself.
+    """
+
+    log_scale_s: float = 0.3
 
 
 def make_ppo(
@@ -84,40 +111,44 @@ def make_ppo(
         seed: Seed of network, exploration and clusters.
         start: A plan to prefer at first, so that learning improves on it; needs `FieldActions`.
     """
-    clusters = VecNormalize(
-        ClusterVecEnv(config, preset.n_envs, preset.log_scale_s), norm_obs=False, gamma=preset.gamma
-    )
-    rate = preset.learning_rate
-    model = PPO(
-        "MlpPolicy",
-        clusters,
-        learning_rate=lambda left: rate * (0.1 + 0.9 * left),
-        n_steps=preset.n_steps,
-        batch_size=preset.batch_size,
-        n_epochs=preset.n_epochs,
-        gamma=preset.gamma,
-        gae_lambda=preset.gae_lambda,
-        ent_coef=preset.ent_coef,
-        clip_range=preset.clip_range,
-        policy_kwargs={"net_arch": list(preset.net)},
-        seed=seed,
-        device="cpu",
-    )
-    if len(config.actions.nvec) > 1:
-        model.policy.action_dist = PaddedMultiCategorical(list(config.actions.nvec))
+    clusters = ClusterVecEnv(config, preset.n_envs, preset.log_scale_s)
+    model = PPO("MlpPolicy", normalised(clusters, preset), seed=seed, **preset.arguments())
+    use_padded_distribution(model, config.actions.nvec)
     if start is not None:
-        _prefer(model, config, start, preset.start_bias)
+        if not isinstance(config.actions, FieldActions):
+            raise ValueError(
+                "learning can start from a plan only where actions are fields of a plan"
+            )
+        choice = config.actions.nearest(start)
+        prefer(model, config.actions.nvec, choice, preset.start_bias)
     return model
 
 
-def _prefer(model: PPO, config: StreamClusterConfig, plan: Plan, bias: float) -> None:
-    """Make the levels of a plan likelier; an untrained action layer hardly looks at its input."""
-    if not isinstance(config.actions, FieldActions):
-        raise ValueError("learning can start from a plan only where actions are fields of a plan")
-    nvec = config.actions.nvec
+def normalised(worlds: VecEnv, preset: PolicyGradientPreset) -> VecNormalize:
+    """Return worlds whose rewards are divided by a running deviation of the discounted return."""
+    return VecNormalize(worlds, norm_obs=False, gamma=preset.gamma)
+
+
+def use_padded_distribution(model: PPO, nvec: Sequence[int]) -> None:
+    """Let an agent whose actions have several dimensions draw them all at once."""
+    if len(nvec) > 1:
+        model.policy.action_dist = PaddedMultiCategorical(list(nvec))
+
+
+def prefer(
+    model: BaseAlgorithm, nvec: Sequence[int], choice: NDArray[np.int64], bias: float
+) -> None:
+    """Make an action likelier; an untrained action layer hardly looks at its input.
+
+    Args:
+        model: An agent with an action layer (PPO and its relatives).
+        nvec: Number of choices per dimension.
+        choice: int64 [len(nvec)], the action.
+        bias: Added to the preference of each of its choices.
+    """
     first = np.concatenate([[0], np.cumsum(nvec)[:-1]])
     with torch.no_grad():
-        model.policy.action_net.bias[first + config.actions.nearest(plan)] += bias
+        model.policy.action_net.bias[first + choice] += bias
 
 
 @contextlib.contextmanager
@@ -131,19 +162,28 @@ def torch_threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def save_checkpoint(model: PPO, folder: Path) -> None:
+def _worlds_of(model: BaseAlgorithm) -> CompiledVecEnv:
+    env = model.get_env()
+    assert env is not None
+    worlds = env.unwrapped
+    assert isinstance(worlds, CompiledVecEnv)
+    return worlds
+
+
+def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
     """Write all that training needs to go on (atomically); tensors and numbers only."""
-    normaliser = model.get_vec_normalize_env()
-    assert normaliser is not None
     content = {
         "parameters": model.get_parameters(),
         "timesteps": model.num_timesteps,
-        "updates": model._n_updates,
-        "return_mean": float(normaliser.ret_rms.mean),
-        "return_var": float(normaliser.ret_rms.var),
-        "return_count": float(normaliser.ret_rms.count),
+        "updates": model._n_updates,  # type: ignore[attr-defined]
         "torch_rng": torch.get_rng_state(),
+        "numbers": _worlds_of(model).numbers(),
     }
+    normaliser = model.get_vec_normalize_env()
+    if normaliser is not None:
+        content["return_mean"] = float(normaliser.ret_rms.mean)
+        content["return_var"] = float(normaliser.ret_rms.var)
+        content["return_count"] = float(normaliser.ret_rms.count)
     _save(content, folder / CHECKPOINT)
 
 
@@ -154,11 +194,12 @@ def _save(content: dict[str, Any], path: Path) -> None:
     temporary.replace(path)
 
 
-def load_checkpoint(model: PPO, folder: Path) -> bool:
+def load_checkpoint(model: BaseAlgorithm, folder: Path) -> bool:
     """Put a model back where `save_checkpoint` left it.
 
     The running episodes are not part of it: new ones start, drawn from a seed that depends on
-    the progress.
+    the progress. Nor is a replay buffer: random actions fill a new one, for as many decisions as
+    at the very start, before the network changes again.
 
     Returns:
         Whether there was a checkpoint.
@@ -169,22 +210,26 @@ def load_checkpoint(model: PPO, folder: Path) -> bool:
     content = torch.load(path, weights_only=True)
     model.set_parameters(content["parameters"], exact_match=True)
     model.num_timesteps = content["timesteps"]
-    model._n_updates = content["updates"]
+    model._n_updates = content["updates"]  # type: ignore[attr-defined]
+    if isinstance(model, OffPolicyAlgorithm):
+        model.learning_starts += model.num_timesteps
     normaliser = model.get_vec_normalize_env()
-    assert normaliser is not None
-    normaliser.ret_rms.mean = np.float64(content["return_mean"])
-    normaliser.ret_rms.var = np.float64(content["return_var"])
-    normaliser.ret_rms.count = content["return_count"]
+    if normaliser is not None:
+        normaliser.ret_rms.mean = np.float64(content["return_mean"])
+        normaliser.ret_rms.var = np.float64(content["return_var"])
+        normaliser.ret_rms.count = content["return_count"]
     torch.set_rng_state(content["torch_rng"])
+    worlds = _worlds_of(model)
+    worlds.restore(content.get("numbers", {}))
     sequence = np.random.SeedSequence([model.seed or 0, model.num_timesteps])
-    normaliser.seed(int(sequence.generate_state(1)[0]))
+    worlds.seed(int(sequence.generate_state(1)[0]))
     return True
 
 
 class _BestPolicy:
     """Keeps the policy that scored best on training data: the last one is rarely the best."""
 
-    def __init__(self, model: PPO, folder: Path, score: Score) -> None:
+    def __init__(self, model: BaseAlgorithm, folder: Path, score: Score) -> None:
         self._model, self._path, self._score = model, folder / BEST, score
 
     def judge(self) -> float:
@@ -225,20 +270,24 @@ class _Progress(BaseCallback):
     def _judge(self) -> None:
         if self._best is not None:
             self.logger.record("train_part/score", self._best.judge())
+        if isinstance(self.model, OffPolicyAlgorithm):
+            self.model.dump_logs()  # by itself it logs only when episodes end
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         self._on_progress(self.num_timesteps)
+        for name, number in _worlds_of(self.model).numbers().items():
+            self.logger.record(f"train/{name}", number)
         if self.num_timesteps >= self._next:
             self._judge()
-            save_checkpoint(self.model, self._folder)  # type: ignore[arg-type]
+            save_checkpoint(self.model, self._folder)
             self._next = self.num_timesteps + self._every
 
 
 def train(
-    model: PPO,
+    model: BaseAlgorithm,
     timesteps: int,
     folder: Path,
     on_progress: Callable[[int], None] = lambda steps: None,
@@ -250,7 +299,7 @@ def train(
     Interrupting it (KeyboardInterrupt) leaves a checkpoint behind.
 
     Args:
-        model: An agent of `make_ppo`.
+        model: An untrained agent on a `CompiledVecEnv`.
         timesteps: Total decisions, earlier starts included.
         folder: Where checkpoints, progress*.csv and TensorBoard files go.
         on_progress: Told the decisions so far, between updates.
@@ -283,20 +332,34 @@ def _logger(folder: Path, suffix: str) -> Logger:
 
 
 class LearnedBatch:
-    """A trained policy deciding for N simulated clusters, by the most likely action."""
+    """A trained policy deciding for N simulated worlds, by the most likely or most valued action.
 
-    def __init__(self, model: PPO) -> None:
+    A recurrent policy's memory starts empty with the episodes; a masked one heeds the masks.
+    """
+
+    def __init__(self, model: BaseAlgorithm) -> None:
         """Keep the model."""
         self._model = model
 
-    def begin(self, clusters: Clusters) -> None:
-        """Remember how actions are decoded."""
-        self._clusters = clusters
+    def begin(self, worlds: Any) -> None:
+        """Remember how actions are decoded; forget the past."""
+        self._worlds = worlds
+        self._state: Any = None
 
     def propose(
         self, observation: NDArray[np.float32], signals: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Return the plans of the most likely actions; see `agents.api.BatchAgent`."""
-        actions, _ = self._model.predict(observation, deterministic=True)
-        choice = actions.reshape(len(observation), -1)
-        return self._clusters.config.actions.decode(choice, self._clusters.plans)
+        """Return the plans of the chosen actions; see `agents.deciders.BatchDecider`."""
+        rows: NDArray[np.float64] = self._worlds.config.actions.decode(
+            self.choose(observation), self._worlds.plans
+        )
+        return rows
+
+    def choose(self, observation: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the chosen actions, int64 [N, dims], for observations float32 [N, size]."""
+        masked = isinstance(self._model, MaskablePPO)
+        options = {"action_masks": self._worlds.action_masks()} if masked else {}
+        actions, self._state = self._model.predict(
+            observation, self._state, deterministic=True, **options
+        )
+        return actions.reshape(len(observation), -1)

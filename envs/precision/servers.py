@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from envs.precision.config import StagedPrecisionConfig
 from envs.precision.reward import PrecisionReward
-from runtime.precision.actions import TableActions
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.observation import PrecisionCodec
 from simulators.precision.engine import PrecisionEngine
@@ -155,17 +154,5 @@ class Servers:
         return self.codec.encode(signals), reward, np.asarray(over)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Return which actions hold the guards' floors and targets now, bool [N, sum(nvec)].
-
-        Of tables, those that guards would let pass (all where none would); of levels, those
-        between each stage's floor and ceiling.
-        """
-        actions, tables = self.config.actions, self.guards.tables
-        masks = actions.masks(self.plans)
-        if isinstance(actions, TableActions):
-            return masks & self.guards.permits(actions.rows, self.engine.signals)
-        p = self.guards.bank.n_levels
-        for stage in range(self.guards.bank.n_stages):
-            own = masks[:, stage * p : (stage + 1) * p]
-            own &= (np.arange(p) >= tables.low[stage]) & (np.arange(p) <= tables.high[stage])
-        return masks
+        """Return which actions hold the guards' floors and targets now, bool [N, sum(nvec)]."""
+        return self.guards.masks(self.config.actions, self.plans, self.engine.signals)

@@ -16,6 +16,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.precision.actions import ActionCodec, TableActions
 from runtime.precision.guard_tables import Allowed, BankTables, PrecisionLimits
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.snapshot import PrecisionSnapshot, SignalLayout
@@ -162,6 +163,33 @@ class PrecisionGuards:
                 result &= ~self._too_long(usable[None], bucket[:, None])
         result[~np.asarray(result.any(axis=1))] = True
         return result
+
+    def masks(
+        self,
+        actions: ActionCodec,
+        current: NDArray[np.float64],
+        signals: NDArray[np.float64],
+    ) -> NDArray[np.bool_]:
+        """Return which actions hold the floors and targets now, bool [M, sum(nvec)].
+
+        Of tables, those that guards would let pass (all where none would); of levels, those
+        between each stage's floor and ceiling. M need not be the number of guarded servers.
+
+        Args:
+            actions: What is chosen from.
+            current: float64 [M, 2 * S + 1], plans in force.
+            signals: float64 [M, layout.size], what the decisions are based on.
+        """
+        masks = actions.masks(current)
+        if isinstance(actions, TableActions):
+            return masks & self.permits(actions.rows, signals)
+        p = self.bank.n_levels
+        for stage in range(self._stages):
+            own = masks[:, stage * p : (stage + 1) * p]
+            own &= (np.arange(p) >= self.tables.low[stage]) & (
+                np.arange(p) <= self.tables.high[stage]
+            )
+        return masks
 
     def _index(self, rows: NDArray[np.float64], first: int = 0) -> NDArray[np.int64]:
         """Return the assignments in the columns from `first` on."""

@@ -1,0 +1,242 @@
+"""Learned agents of staged precision: six learners, one way to train and export them.
+
+`train_learner` does everything from a name and a world to a bundle on disk.
+
+Discounts count decisions. A decision serves one batch, and batches differ in size and time, so a
+discount per decision weighs a request the less, the more small batches come before it. A discount
+per second would need a learner whose discount varies from step to step, which the library does not
+have. At the discounts of the presets what a decision is credited with lies one or two deadlines
+ahead, over which batch sizes hardly change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.deciders import BatchDecider
+from agents.learned import (
+    LearnedBatch,
+    Score,
+    normalised,
+    prefer,
+    train,
+    use_padded_distribution,
+)
+from agents.precision.api import Episodes, effective_accuracies
+from agents.precision.export import export_agent
+from agents.precision.presets import GradientPreset, ValuePreset
+from agents.precision.vec_env import PrecisionVecEnv
+from envs.precision.config import StagedPrecisionConfig
+from runtime.precision.actions import ActionCodec, LevelActions, TableActions
+from runtime.precision.plan import PrecisionPlan
+
+__all__ = ["LEARNERS", "LearnedStreams", "Training", "make_learner", "train_learner"]
+
+BUNDLE = "bundle"
+JUDGING_STREAMS = 32
+_JUDGING_KEY = 7_000_000  # keys of the streams on which policies are judged
+
+LearnedStreams = LearnedBatch
+"""A trained model deciding for N servers, a `PrecisionBatchAgent`; see `LearnedBatch`."""
+
+Preset = GradientPreset | ValuePreset
+Report = Callable[[int], None]
+
+
+def _silent(steps: int) -> None:
+    """Report to nobody."""
+
+
+class Learner(NamedTuple):
+    """How a kind of agent is learned.
+
+    Attributes:
+        algorithm: The library's class.
+        preset: Hyperparameters unless told otherwise.
+        policy: The library's name of the policy.
+    """
+
+    algorithm: type[BaseAlgorithm]
+    preset: Preset
+    policy: str = "MlpPolicy"
+
+
+LEARNERS: dict[str, Learner] = {
+    "ppo": Learner(PPO, GradientPreset()),
+    "maskable_ppo": Learner(MaskablePPO, GradientPreset()),
+    "recurrent_ppo": Learner(RecurrentPPO, GradientPreset(), "MlpLstmPolicy"),
+    "dqn": Learner(DQN, ValuePreset()),
+    "qr_dqn": Learner(QRDQN, ValuePreset(quantiles=32)),
+    "bandit": Learner(DQN, ValuePreset(gamma=0.0)),
+}
+"""All learners by name. The contextual bandit is value learning at discount 0: it learns what a
+batch's own requests (and those dropped meanwhile) lose under each table, and nothing further."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and from where to learn.
+
+    Attributes:
+        timesteps: Decisions in all, earlier starts included.
+        preset: Hyperparameters that differ from the learner's preset, by name.
+        start: A constant plan to prefer at first, so that learning improves on it; for PPO and its
+            relatives.
+        score: Judges policies, lower is better; None judges by effective accuracy on
+            `JUDGING_STREAMS` streams of the world.
+        checkpoint_every: Decisions between checkpoints.
+        provenance: Plain JSON values to keep in the bundle.
+    """
+
+    timesteps: int
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    start: PrecisionPlan | None = None
+    score: Score | None = None
+    checkpoint_every: int = 100_000
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train_learner(
+    name: str,
+    config: StagedPrecisionConfig,
+    training: Training,
+    folder: Path,
+    seed: int,
+    report: Report = _silent,
+) -> None:
+    """Train an agent, from the last checkpoint if there is one, and write its bundle.
+
+    The policy that scored best on training streams is kept. Afterwards `folder` holds `bundle/`,
+    the checkpoint, progress*.csv and TensorBoard files; with a bundle there, nothing is done.
+    Interrupting it (KeyboardInterrupt) leaves a checkpoint behind.
+
+    Args:
+        name: One of `LEARNERS`.
+        config: The simulated world, with training streams.
+        training: How long and from where to learn.
+        folder: Where everything goes.
+        seed: Seed of network, exploration and streams.
+        report: Told the decisions so far, between updates.
+
+    Raises:
+        ValueError: Unknown learner or hyperparameter, or actions or a start that it cannot use.
+        ExportError: The exported policy decides differently.
+    """
+    bundle = folder / BUNDLE
+    if bundle.exists():
+        return
+    preset = preset_of(name, training.preset)
+    model = make_learner(name, config, seed, preset, training.start)
+    score = training.score or judge(config)
+    train(model, training.timesteps, folder, report, score, training.checkpoint_every)
+    origin = dict(training.provenance) | {
+        "learner": name,
+        "seed": seed,
+        "timesteps": model.num_timesteps,
+        "preset": preset.to_mapping(),
+    }
+    export_agent(name, model, config, bundle, origin)
+
+
+def preset_of(name: str, changes: Mapping[str, Any]) -> Preset:
+    """Return a learner's preset with changes.
+
+    Raises:
+        ValueError: Unknown learner or hyperparameter.
+    """
+    if name not in LEARNERS:
+        raise ValueError(f"unknown learner {name!r}; expected one of {list(LEARNERS)}")
+    preset = LEARNERS[name].preset
+    known = [each.name for each in dataclasses.fields(preset)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ValueError(f"learner {name!r} has no {unknown[0]!r}; expected of {known}")
+    values = {k: tuple(v) if k == "net" else v for k, v in changes.items()}
+    return dataclasses.replace(preset, **values)
+
+
+def make_learner(
+    name: str,
+    config: StagedPrecisionConfig,
+    seed: int,
+    preset: Preset | None = None,
+    start: PrecisionPlan | None = None,
+) -> BaseAlgorithm:
+    """Build an untrained agent with its own training servers.
+
+    Args:
+        name: One of `LEARNERS`.
+        config: The simulated world, with training streams.
+        seed: Seed of network, exploration and servers.
+        preset: Hyperparameters; None takes the learner's own.
+        start: A constant plan to prefer at first; for PPO and its relatives.
+
+    Raises:
+        ValueError: Unknown learner, or actions or a start that it cannot use.
+    """
+    preset = preset or preset_of(name, {})
+    nvec = config.actions.nvec
+    worlds = PrecisionVecEnv(config, preset.n_envs, preset.multiplier_rate)
+    kind = LEARNERS[name]
+    arguments = preset.arguments() | {"seed": seed}
+    if isinstance(preset, ValuePreset):
+        if len(nvec) > 1:
+            raise ValueError(f"{name} chooses from a list; give it TableActions, not one per stage")
+        if start is not None:
+            raise ValueError(f"{name} learns values and cannot start from a plan; expected none")
+        return kind.algorithm(kind.policy, worlds, **arguments)
+    if name == "recurrent_ppo":
+        arguments["policy_kwargs"] |= {
+            "lstm_hidden_size": preset.lstm_units,
+            "enable_critic_lstm": False,
+        }
+    model = kind.algorithm(kind.policy, normalised(worlds, preset), **arguments)
+    if not isinstance(model, MaskablePPO):
+        use_padded_distribution(model, nvec)
+    if start is not None:
+        prefer(model, nvec, _choice_of(start, config.actions), preset.start_bias)
+    return model
+
+
+def _choice_of(plan: PrecisionPlan, actions: ActionCodec) -> NDArray[np.int64]:
+    """Return the action that makes a plan, int64 [len(nvec)].
+
+    Raises:
+        ValueError: No table is this plan.
+    """
+    if isinstance(actions, LevelActions):
+        return actions.nearest(plan)
+    assert isinstance(actions, TableActions)
+    same = np.flatnonzero((actions.rows == plan.to_row()).all(axis=1))
+    if not len(same):
+        raise ValueError(f"learning starts from {plan}, which none of the tables is")
+    return same[:1]
+
+
+def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Score:
+    """Return what judges a policy: minus its mean effective accuracy on streams of a world.
+
+    The streams are common to all policies, spread over the starts that the world allows.
+
+    Args:
+        config: The simulated world, with training streams.
+        streams: Number of streams.
+    """
+    keys = np.arange(_JUDGING_KEY, _JUDGING_KEY + streams, dtype=np.uint64)
+    first, last = config.starts
+    episodes = Episodes(keys, np.linspace(first, last, streams).astype(np.int64))
+
+    def score(agent: BatchDecider[Any]) -> float:
+        return -float(np.nanmean(effective_accuracies(config, agent, episodes)))
+
+    return score
