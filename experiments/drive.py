@@ -5,11 +5,15 @@ repetition to repetition, and the simulator predicts each run. `drive.agents` ta
 constant plans, ppo, random) and folders of bundles (with a '/' in the path); `drive.plans` adds
 fixed plans; `drive.passive=true` computes decisions without applying them. Finished runs are kept:
 after Ctrl-C the same command goes on with the missing ones.
+
+With `env=staged_precision` request streams are served by the bank of a trained network instead, see
+`experiments.precision.driving`.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
@@ -24,11 +28,13 @@ from experiments.cli import run_main
 from experiments.console import CONSOLE, progress_bar, say, show_table
 from experiments.drive_view import REFRESH_PER_SECOND, DriveView
 from experiments.errors import ConfigError
-from experiments.files import file_sha256
+from experiments.files import file_sha256, write_csv, write_lines
 from experiments.measure import real_jobs
+from experiments.precision.driving import drive_streams_task
 from experiments.provenance import machine
 from experiments.real_run import (
     PATIENCE_S,
+    RealRun,
     Unwatched,
     Watch,
     arriving,
@@ -170,14 +176,7 @@ def _take_turn(
     simulated = fixed | {"cores": world.profile.cores, "source": "simulated"}
     unfinished = int(rollout.unfinished[0])
     simulated |= _figures(world, rollout.reports[0], rollout.signals[:, 0], unfinished)
-    keep(
-        turn.folder(run),
-        {
-            ROWS: pd.DataFrame([measured, simulated]),
-            REPORTS: pd.DataFrame(real.reports, columns=list(REPORT_COLUMNS)),
-        },
-        {DECISIONS: [_decision_entry(decision) for decision in real.decisions]},
-    )
+    keep(turn.folder(run), partial(_write, real, pd.DataFrame([measured, simulated])))
     watch.ended(measured, simulated)
 
 
@@ -200,6 +199,12 @@ def _figures(
     )
     stable = bool(is_stable(time_s, arrived, out + failed))
     return {"stable": stable, "unfinished": unfinished, **row}
+
+
+def _write(real: RealRun, rows: pd.DataFrame, folder: Path) -> None:
+    write_csv(folder / ROWS, rows)
+    write_csv(folder / REPORTS, pd.DataFrame(real.reports, columns=list(REPORT_COLUMNS)))
+    write_lines(folder / DECISIONS, [_decision_entry(decision) for decision in real.decisions])
 
 
 def _decision_entry(decision: Decision) -> dict[str, Any]:
@@ -280,6 +285,9 @@ def show(run: RunFolder) -> None:
 def task(config: DictConfig) -> None:
     """Drive with a live view, then compare measured and predicted."""
     config = settled(config, say)
+    if config.env.get("domain") == "precision":
+        drive_streams_task(config)
+        return
     bar = progress_bar()
     view = DriveView(bar)
     with Live(view, console=CONSOLE, refresh_per_second=REFRESH_PER_SECOND, transient=True):

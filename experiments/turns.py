@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import pandas as pd
 
 from experiments.errors import ConfigError
-from experiments.files import write_csv, write_json, write_text
+from experiments.files import write_csv, write_json
 from experiments.record import RunFolder
 from experiments.training import Report
 
@@ -130,20 +130,14 @@ def take_turns(
     run.mark_complete()
 
 
-def keep(
-    folder: Path, tables: Mapping[str, pd.DataFrame], lines: Mapping[str, Sequence[Any]]
-) -> None:
+def keep(folder: Path, write: Callable[[Path], None]) -> None:
     """Write the folder of a run under another name, then rename it: it is there whole or not.
 
     Args:
         folder: Where it is kept.
-        tables: By file name.
-        lines: Plain JSON values, one a line, by file name.
+        write: Writes the files of the run into the folder that it is given.
     """
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    for name, table in tables.items():
-        write_csv(temporary / name, table)
-    for name, entries in lines.items():
-        write_text(temporary / name, "".join(f"{json.dumps(entry)}\n" for entry in entries))
+    write(temporary)
     os.replace(temporary, folder)
