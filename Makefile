@@ -76,7 +76,7 @@ readme: $(STAMP) ## Renew what the README generates: tables and picture
 
 .PHONY: lock
 lock: $(STAMP) ## Renew requirements.lock for every platform
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra openvino --upgrade \
 		--custom-compile-command "make lock" -c constraints.txt pyproject.toml -o requirements.lock
 
 .PHONY: clean

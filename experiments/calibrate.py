@@ -36,8 +36,10 @@ from experiments.precision.figures import front
 from experiments.precision.latencies import (
     BucketLatencies,
     LatencySettings,
+    fit_table,
     latency_table,
     measure_bank,
+    rival_table,
 )
 from experiments.precision.profiling import build_profile
 from experiments.provenance import command_line, machine_summary
@@ -51,6 +53,7 @@ from runtime.precision.training_mode import Assignment
 LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES = (
     *("levels.csv", "trials.csv", "assignments.csv", "chosen.csv", "latencies.csv"),
 )
+RIVALS, FIT = "rivals.csv", "fit.csv"
 TABLE, FRONT, KERNELS = "calibration.json", "front.png", "kernels.json"
 PROFILE, HELD_OUT, MODELLED = "profile.npz", "profile_held_out.npz", "modelled.csv"
 SEVERITY = 3
@@ -87,6 +90,8 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
     rows = _chosen_table(trained, calibrated, measured, settings.rounds, report)
     _write(run, trained, calibrated, {LEVELS: table, CHOSEN: rows})
     write_csv(run.path / LATENCIES, latency_table(measured, trained.bank))
+    write_csv(run.path / RIVALS, rival_table(measured))
+    write_csv(run.path / FIT, fit_table(measured))
     caption = (
         f"Accuracy on calibration data against predicted latency of {config.network.name} at batch "
         f"{node.batch}, one thread; grey: all assignments that were tried. Made by `python -m "
@@ -229,6 +234,7 @@ def task(config: DictConfig) -> None:
         run = calibrate_network(config, line_per_step(bar))
     levels, chosen = (pd.read_csv(run.path / name) for name in (LEVELS, CHOSEN))
     _show_levels(levels)
+    _show_rivals(pd.read_csv(run.path / RIVALS))
     _show_trials(pd.read_csv(run.path / TRIALS))
     _show_chosen(chosen)
     say(f"tables and figure: {shown_path(run.path)}")
@@ -249,6 +255,16 @@ def _show_levels(table: pd.DataFrame) -> None:
     shown["kB"] = table["bytes"] / 1e3
     show_table("levels: latency, speed over compiled fp32, memory", shown, costs | {"kB": "kB"})
     show_table(f"levels: accuracy %, clean and at severity {SEVERITY}", shown, accuracies)
+
+
+def _show_rivals(table: pd.DataFrame) -> None:
+    """Show the whole network by other means: latency at every batch size and accuracy."""
+    wide = table.pivot(index="rival", columns="batch", values="ms")
+    wide.columns = [f"b{batch} ms" for batch in wide.columns]
+    headings = {"rival": "rival"} | {column: column for column in wide.columns}
+    wide["held out %"] = 100.0 * table.groupby("rival")["held_out"].mean()
+    headings["held out %"] = "held out %"
+    show_table("the whole network by other means", wide.reset_index(), headings)
 
 
 def _show_trials(trials: pd.DataFrame) -> None:

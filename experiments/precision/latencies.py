@@ -9,17 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from experiments.console import say
-from experiments.precision.banks import TrainedBank
+from experiments.precision.banks import CALIBRATED_ON, TrainedBank, inputs
+from experiments.precision.data import Part
+from experiments.precision.rivals import rival_calls
 from experiments.training import Report
 from runtime.precision.bank import Bank
 from runtime.precision.measure import Call, covering_assignments, measure_latencies
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
-EAGER, COMPILED = "fp32 eager", "fp32 compiled"
 _TIMED_PASSES = 15
+_RIVAL_SAMPLES = 1024
 HELD_OUT_SHARE = 0.35
 """Share of the measured assignments that the fit's error is stated on."""
 
@@ -47,8 +48,9 @@ class BucketLatencies:
         steady_s: float64 [n].
         switch_s: float64 [n], first calls after another assignment.
         sigma: Standard deviation of the logarithm of single calls, median over assignments.
-        rivals_s: Latency of eager and compiled fp32, seconds; the latter is absent
-            where it could not be compiled.
+        rivals_s: Latency of the whole network by other means, seconds, by name; see
+            `experiments.precision.rivals`.
+        rivals_accuracy: Their share of right answers on held-out samples.
         fit: The additive model.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
     """
@@ -59,6 +61,7 @@ class BucketLatencies:
     switch_s: NDArray[np.float64]
     sigma: float
     rivals_s: dict[str, float]
+    rivals_accuracy: dict[str, float]
     fit: LatencyFit
     held_out: NDArray[np.float64]
 
@@ -66,7 +69,7 @@ class BucketLatencies:
 def measure_bank(
     trained: TrainedBank, x: Tensor, settings: LatencySettings, report: Report
 ) -> list[BucketLatencies]:
-    """Measure mixed assignments at every batch size, beside eager and compiled fp32.
+    """Measure mixed assignments at every batch size, beside the rivals that can run here.
 
     Args:
         trained: What is measured.
@@ -81,13 +84,12 @@ def measure_bank(
 def _measure_bucket(
     trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings, report: Report
 ) -> BucketLatencies:
-    bank, plain = trained.bank, trained.plain
+    bank = trained.bank
     rng = np.random.default_rng(bucket)
     n_stages, n_levels = len(bank.stages), len(bank.levels)
     chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
     batch = x[:bucket]
-    rivals = {EAGER: plain.to(memory_format=torch.channels_last), COMPILED: compiled(plain, batch)}
-    rivals = {name: call for name, call in rivals.items() if call is not None}
+    rivals = rival_calls(trained.plain, batch, inputs(trained.data.calibration.x[:CALIBRATED_ON]))
     calls: list[Call] = [partial(trained.run, assignment=assignment) for assignment in chosen]
     calls += list(rivals.values())
     what = f"latencies, batch {bucket}"
@@ -104,9 +106,20 @@ def _measure_bucket(
         switch_s=found.switch_s[:n],
         sigma=float(np.median(found.sigma[:n])),
         rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
+        rivals_accuracy={
+            name: _accuracy(call, trained.data.validation, bucket) for name, call in rivals.items()
+        },
         fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
     )
+
+
+def _accuracy(call: Call, part: Part, bucket: int) -> float:
+    """Return the share of right answers on the whole batches of the first samples."""
+    n = min(len(part), _RIVAL_SAMPLES) // bucket * bucket
+    batches = torch.split(inputs(part.x[:n]), bucket)
+    answers = torch.cat([call(batch).argmax(dim=1) for batch in batches]).numpy()
+    return float((answers == part.y[:n]).mean())
 
 
 def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
@@ -115,26 +128,6 @@ def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
     times = np.median([bank.stage_times(batch, first) for _ in range(_TIMED_PASSES)], axis=0)
     share: NDArray[np.float64] = times / times.sum()
     return share
-
-
-def compiled(plain: nn.Module, batch: Tensor) -> Call | None:
-    """Return the network compiled for a batch size, weights frozen; None without a C++ compiler."""
-    import torch._inductor.config as inductor
-
-    before = inductor.freezing
-    inductor.freezing = True
-    try:
-        call: Call = torch.compile(plain, dynamic=False, isolate_recompiles=True)
-        call(batch)
-        call(batch)
-    except Exception as error:  # whatever a compiler raises on a machine without one
-        say(
-            f"fp32 could not be compiled here ({type(error).__name__}); only eager fp32 is measured"
-        )
-        return None
-    finally:
-        inductor.freezing = before
-    return call
 
 
 def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
@@ -155,4 +148,30 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
             )
         for name, seconds in at.rivals_s.items():
             rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
+    return pd.DataFrame(rows)
+
+
+def rival_table(measured: list[BucketLatencies]) -> pd.DataFrame:
+    """Return a row per rival and batch size: latency and accuracy on held-out samples."""
+    rows = [
+        {"rival": name, "batch": at.bucket, "ms": 1e3 * at.rivals_s[name], "held_out": accuracy}
+        for at in measured
+        for name, accuracy in at.rivals_accuracy.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def fit_table(measured: list[BucketLatencies]) -> pd.DataFrame:
+    """Return a row per batch size: how far the additive model is off where it was not fitted."""
+    rows = [
+        {
+            "batch": at.bucket,
+            "assignments": len(at.held_out),
+            "mean": float(np.abs(at.held_out).mean()),
+            "worst": float(np.abs(at.held_out).max()),
+            "sigma": at.sigma,
+            "switch_over_steady_us": 1e6 * float(np.median(at.switch_s - at.steady_s)),
+        }
+        for at in measured
+    ]
     return pd.DataFrame(rows)
