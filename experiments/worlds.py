@@ -22,7 +22,14 @@ from envs.cluster.reward import RewardWeights
 from experiments.cli import DATA_VARIABLE, data_root
 from experiments.errors import REPOSITORY, ConfigError, unknown_name
 from experiments.schema import check_keys, plain_node, read_node
-from experiments.workloads import Part, TraceWorkload, Workload, read_workload, shipped_workload
+from experiments.workloads import (
+    Part,
+    Stretch,
+    TraceWorkload,
+    Workload,
+    read_workload,
+    shipped_workload,
+)
 from runtime.application import Application
 from runtime.cluster.actions import ActionCodec, FieldActions, action_codec
 from runtime.guards import GuardLimits
@@ -125,10 +132,7 @@ def build_world(config: DictConfig, part: Part) -> StreamClusterConfig:
         guards=_guards(env.guards),
         reward=env.reward,
     )
-    last = stretch.end_tick - world.n_ticks
-    if last < stretch.first_tick:
-        raise _too_short(workload, part, stretch.end_tick - stretch.first_tick, world)
-    return replace(world, starts=(stretch.first_tick, last))
+    return replace(world, starts=starts_of(workload, part, stretch, world.n_ticks))
 
 
 def evaluation_episodes(config: DictConfig, part: Part, n: int) -> Episodes:
@@ -145,9 +149,23 @@ def evaluation_episodes(config: DictConfig, part: Part, n: int) -> Episodes:
     Raises:
         ValueError: n below 1, or see `build_world`.
     """
+    return spaced_episodes(build_world(config, part).starts, part, n)
+
+
+def spaced_episodes(starts: tuple[int, int], part: Part, n: int) -> Episodes:
+    """Return n episodes evenly spaced over a part; see `evaluation_episodes`.
+
+    Args:
+        starts: First and last tick at which an episode of the part may start.
+        part: Which part: each has its own keys.
+        n: Number of episodes.
+
+    Raises:
+        ConfigError: n is below 1.
+    """
     if n < 1:
         raise ConfigError(f"{n} evaluation episodes were asked for; expected at least 1")
-    first, last = build_world(config, part).starts
+    first, last = starts
     places = np.linspace(first, last, n) if n > 1 else np.array([(first + last) / 2])
     position = list(Part).index(part)
     sequence = np.random.SeedSequence(_EVALUATION_ENTROPY, spawn_key=(position,))
@@ -237,8 +255,19 @@ def application_of(config: DictConfig) -> tuple[Application, Profile]:
     return APPLICATIONS[kind](content, config)
 
 
-def profile_path(setting: str) -> Path:
-    """Return the file that `env.profile` names.
+def profile_path(
+    setting: str,
+    key: str = "env.profile",
+    command: str = "measure",
+    otherwise: str = "declared costs",
+) -> Path:
+    """Return the file of measured costs that a setting names.
+
+    Args:
+        setting: A path, from the working directory or from the repository.
+        key: The setting's name, for messages.
+        command: What makes such files.
+        otherwise: What is used where the setting is null.
 
     Raises:
         ConfigError: There is no such file.
@@ -248,8 +277,8 @@ def profile_path(setting: str) -> Path:
         if candidate.is_file():
             return candidate
     raise ConfigError(
-        f"env.profile is {setting!r}, which is no file; make a profile with "
-        "`python -m experiments.measure`, or set it to null to use the declared costs"
+        f"{key} is {setting!r}, which is no file; make a profile with "
+        f"`python -m experiments.{command}`, or set it to null to use the {otherwise}"
     )
 
 
@@ -276,11 +305,24 @@ def _guards(node: dict[str, Any]) -> GuardLimits:
     return read_node(GuardLimits, values, "env.guards")
 
 
-def _too_short(
-    workload: Workload, part: Part, ticks: int, world: StreamClusterConfig
-) -> ConfigError:
-    tick_s = world.arrivals.tick_s
-    return ConfigError(
-        f"the {part.value} part of workload {workload.name} has {ticks * tick_s:g} s; an episode "
-        f"needs {world.n_ticks * tick_s:g} s: shorten env.horizon_s, or stretch the workload's time"
-    )
+def starts_of(workload: Workload, part: Part, stretch: Stretch, n_ticks: int) -> tuple[int, int]:
+    """Return the first and last tick at which an episode of a part may start.
+
+    Args:
+        workload: For the message.
+        part: Which part.
+        stretch: The part's ticks.
+        n_ticks: Length of an episode.
+
+    Raises:
+        ConfigError: The part is shorter than an episode.
+    """
+    last = stretch.end_tick - n_ticks
+    if last < stretch.first_tick:
+        tick_s, ticks = workload.tick_s, stretch.end_tick - stretch.first_tick
+        raise ConfigError(
+            f"the {part.value} part of workload {workload.name} has {ticks * tick_s:g} s; an "
+            f"episode needs {n_ticks * tick_s:g} s: shorten env.horizon_s, or stretch the "
+            "workload's time"
+        )
+    return stretch.first_tick, last

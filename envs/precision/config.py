@@ -36,6 +36,8 @@ class StagedPrecisionConfig:
         load_factors: Factors of the arrival rate; every episode draws one of them.
         horizon_s: Length of an episode, seconds; rounded up to whole ticks of the arrivals.
         hidden: Groups of signals that the agent does not see (see `runtime.precision.observation`).
+        calibrated: What agents and guards know about the bank, where that is not `profile`: costs
+            and answers on calibration samples, while `profile` answers for held-out ones.
     """
 
     profile: PrecisionProfile
@@ -49,6 +51,7 @@ class StagedPrecisionConfig:
     load_factors: tuple[float, ...] = (1.0,)
     horizon_s: float = 60.0
     hidden: tuple[str, ...] = ()
+    calibrated: PrecisionProfile | None = None
 
     def __post_init__(self) -> None:
         """Refuse empty horizons and starts.
@@ -62,6 +65,8 @@ class StagedPrecisionConfig:
             raise ValueError(f"starts is {self.starts}; expected 0 <= first <= last tick")
         if not self.load_factors or min(self.load_factors) <= 0.0:
             raise ValueError(f"load_factors is {self.load_factors}; expected numbers > 0")
+        if self.calibrated is not None:
+            _refuse_another_bank(self.profile, self.calibrated)
 
     @property
     def n_ticks(self) -> int:
@@ -73,12 +78,18 @@ class StagedPrecisionConfig:
         """Most stretches of conditions in an episode."""
         return self.workload.conditions.n_segments(self.horizon_s)
 
+    @property
+    def known_profile(self) -> PrecisionProfile:
+        """What agents and guards know about the bank."""
+        return self.profile if self.calibrated is None else self.calibrated
+
     def scale(self) -> PrecisionScale:
         """Return what observations are normalised by.
 
-        Properties range between the 1st and 99th percentile over all samples and conditions.
+        Properties range between the 1st and 99th percentile over all samples and conditions that
+        were calibrated with.
         """
-        profile = self.profile
+        profile = self.known_profile
         values = profile.properties.reshape(-1, len(profile.property_names)).astype(np.float64)
         low, high = np.quantile(values, (0.01, 0.99), axis=0)
         high = np.where(high > low, high, low + 1.0)
@@ -97,7 +108,7 @@ class StagedPrecisionConfig:
 
     def bank_tables(self) -> BankTables:
         """Return what guards know about the bank: accuracy on clean inputs, mean latency."""
-        profile = self.profile
+        profile = self.known_profile
         return BankTables(
             n_stages=len(profile.stages),
             n_levels=len(profile.levels),
@@ -105,6 +116,16 @@ class StagedPrecisionConfig:
             accuracy=profile.accuracy()[0],
             latency_s=profile.latency_table_s(),
         )
+
+
+def _refuse_another_bank(profile: PrecisionProfile, calibrated: PrecisionProfile) -> None:
+    for name in ("network", "stages", "levels", "buckets", "property_names"):
+        own, other = getattr(profile, name), getattr(calibrated, name)
+        if own != other:
+            raise ValueError(
+                f"profile and calibrated differ in {name}: {own} and {other}; expected two "
+                "profiles of one bank"
+            )
 
 
 def precision_config(

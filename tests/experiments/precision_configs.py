@@ -1,0 +1,32 @@
+"""Small configurations of precision servers, and profiles as calibration leaves them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hydra import compose
+from omegaconf import DictConfig
+
+from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
+
+
+def compose_precision(*words: str, root: Path | None = None) -> DictConfig:
+    """Compose a precision server; Hydra has been initialised."""
+    fixed = ["env=staged_precision", "size=smoke", f"data.root={root or 'null'}"]
+    return compose("config", overrides=[*fixed, *words])
+
+
+def calibrated(folder: Path, samples: int = 64) -> list[str]:
+    """Write two small profiles and a calibration; return the overrides that name them."""
+    for seed, name in enumerate(("profile", "held_out_profile")):
+        profile = synthetic_profile(SyntheticParameters(samples=samples, seed=seed))
+        profile.save(folder / f"{name}.npz")
+    chosen = {
+        "fp32": [0, 0, 0, 0],
+        "training mode, local, cascade": [0, 2, 2, 0],
+        "training mode, end-to-end, cascade": [1, 2, 2, 2],
+    }
+    (folder / "calibration.json").write_text(json.dumps({"chosen": chosen}))
+    names = ("profile", "held_out_profile")
+    return [f"env.{name}='{folder / f'{name}.npz'}'" for name in names]
