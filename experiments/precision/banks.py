@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -73,6 +73,41 @@ class TrainedBank:
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:
         """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
         return self.bank.run(x, self.runnable(assignment))
+
+
+class StandInBank:
+    """A bank in which every stage has every level, as in its profile.
+
+    Where a stage lacks one, the next higher one runs (`TrainedBank.runnable`).
+    """
+
+    def __init__(self, trained: TrainedBank) -> None:
+        """Keep the bank."""
+        self._trained, self._bank = trained, trained.bank
+        self._own: dict[Assignment, Assignment] = {}
+
+    def _runnable(self, assignment: Assignment) -> Assignment:
+        own = self._own.get(assignment)
+        if own is None:
+            own = self._own[assignment] = self._trained.runnable(assignment)
+        return own
+
+    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
+        """Return the outputs of a batch; see `runtime.precision.bank.Bank`."""
+        return self._bank.run(x, self._runnable(assignment))
+
+    def observe(self, x: Tensor, assignment: Assignment) -> Any:
+        """Run a batch and count clipped values; see `runtime.precision.bank.Bank`."""
+        return self._bank.observe(x, self._runnable(assignment))
+
+    def probe(self, x: Tensor, assignment: Assignment) -> Any:
+        """Return the result of every stage; see `runtime.precision.bank.Bank`."""
+        return self._bank.probe(x, self._runnable(assignment))
+
+    def run_stage(self, stage: int, level: int, border: Tensor) -> Tensor:
+        """Run one stage; see `runtime.precision.bank.Bank`."""
+        own = self._runnable((level,) * len(self._bank.stages))
+        return self._bank.run_stage(stage, own[stage], border)
 
 
 def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:

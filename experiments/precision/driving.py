@@ -39,8 +39,8 @@ from experiments.training import Report, silent
 from experiments.turns import REPORTS, ROWS, Turn, alternated, check_inputs, keep, take_turns
 from experiments.workloads import Part
 from experiments.worlds import profile_path
-from runtime.precision.server import Switch
 from runtime.precision.snapshot import REPORT_COLUMNS
+from runtime.precision.streams import Switch
 from simulators.precision.metrics import StreamSummary, summarise
 
 SWITCHES, SERVING = "switches.jsonl", "serving.json"

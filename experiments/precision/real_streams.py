@@ -12,21 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.precision.api import Episodes, PrecisionAgent, Separately, Streams, run_streams
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
-from experiments.precision.banks import TrainedBank
+from experiments.precision.banks import StandInBank, TrainedBank
 from experiments.precision.data import Part
 from experiments.precision.profiling import shown
 from runtime.precision.guards import PrecisionGuards
-from runtime.precision.properties import input_properties
-from runtime.precision.server import PrecisionServer, RequestStream, Served, answers_of
+from runtime.precision.server import PrecisionServer, answers_of
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX
-from runtime.precision.training_mode import Assignment
+from runtime.precision.streams import RequestStream, Served
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.requests import Requests, requests_of
 
@@ -64,41 +62,6 @@ class RealRun(NamedTuple):
     served: Served
     skipped: int
     failed: int
-
-
-class StandInBank:
-    """A bank in which every stage has every level, as in its profile.
-
-    Where a stage lacks one, the next higher one runs (`TrainedBank.runnable`).
-    """
-
-    def __init__(self, trained: TrainedBank) -> None:
-        """Keep the bank."""
-        self._trained, self._bank = trained, trained.bank
-        self._own: dict[Assignment, Assignment] = {}
-
-    def _runnable(self, assignment: Assignment) -> Assignment:
-        own = self._own.get(assignment)
-        if own is None:
-            own = self._own[assignment] = self._trained.runnable(assignment)
-        return own
-
-    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
-        """Return the outputs of a batch; see `runtime.precision.bank.Bank`."""
-        return self._bank.run(x, self._runnable(assignment))
-
-    def observe(self, x: Tensor, assignment: Assignment) -> Any:
-        """Run a batch and count clipped values; see `runtime.precision.bank.Bank`."""
-        return self._bank.observe(x, self._runnable(assignment))
-
-    def probe(self, x: Tensor, assignment: Assignment) -> Any:
-        """Return the result of every stage; see `runtime.precision.bank.Bank`."""
-        return self._bank.probe(x, self._runnable(assignment))
-
-    def run_stage(self, stage: int, level: int, border: Tensor) -> Tensor:
-        """Run one stage; see `runtime.precision.bank.Bank`."""
-        own = self._runnable((level,) * len(self._bank.stages))
-        return self._bank.run_stage(stage, own[stage], border)
 
 
 class ShownSamples:
@@ -262,15 +225,9 @@ def _serve(
         serving.shadow_window,
         serving.shadow_queue,
     ) as shadow:
-        server = PrecisionServer(real.bank, agent, guards, serving, mean_properties, shadow)
+        server = PrecisionServer(real.bank, agent, guards, serving, shadow)
         served = server.serve(real.samples.stream(requests), layout)
         return RealRun(served, shadow.skipped, shadow.failed)
-
-
-def mean_properties(x: Tensor) -> NDArray[np.float64]:
-    """Return the mean input properties of a batch, float64 [F]."""
-    mean: NDArray[np.float64] = input_properties(x.numpy()).mean(axis=0, dtype=np.float64)
-    return mean
 
 
 def check_served(served: Served, expected: int) -> None:

@@ -14,8 +14,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.properties import input_properties
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import (
@@ -33,6 +34,7 @@ from runtime.precision.snapshot import (
     PrecisionSnapshot,
     SignalLayout,
 )
+from runtime.precision.streams import RequestStream, Served, Switch
 
 _logger = logging.getLogger(__name__)
 
@@ -58,82 +60,24 @@ class ServedBank(Protocol):
         """Return a result with `output` and `clip_rates`."""
 
 
-@dataclass(frozen=True, eq=False)
-class RequestStream:
-    """Requests that arrive in real time.
+def batch_properties(x: Tensor) -> NDArray[np.float64]:
+    """Return the input properties of a batch float32 [n, ...], means over it, float64 [F]."""
+    mean: NDArray[np.float64] = input_properties(x.numpy()).mean(axis=0, dtype=np.float64)
+    return mean
 
-    Attributes:
-        arrival_s: float64 [n], seconds since the start, ascending.
-        inputs: Returns the inputs of requests first to last (excluded), float32 [last - first,
-            ...]; called when they are dispatched.
-        truth: int64 [n], right answers, for reports only; None where nobody knows them.
-        condition: int64 [n], true condition, for reports only; None where nobody knows it.
+
+def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the most likely class of each sample and by how much it leads.
+
+    Args:
+        output: float32 [n, classes], logits.
+
+    Returns:
+        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
     """
-
-    arrival_s: NDArray[np.float64]
-    inputs: Callable[[int, int], Tensor]
-    truth: NDArray[np.int64] | None = None
-    condition: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a stream that does not flow.
-
-        Raises:
-            ValueError: Names the field.
-        """
-        times = self.arrival_s
-        if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times) < 0.0).any():
-            raise ValueError("arrival_s is no ascending row of finite seconds")
-        if len(times) and times[0] < 0.0:
-            raise ValueError(f"arrival_s begins at {times[0]}; expected at least 0")
-        for name in ("truth", "condition"):
-            row = getattr(self, name)
-            if row is not None and row.shape != times.shape:
-                raise ValueError(f"{name} has shape {row.shape}; expected {times.shape}")
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """One change of levels, explained.
-
-    Attributes:
-        time_s: When the batch was dispatched.
-        batch: Its number.
-        before: Levels of the batch before.
-        after: Levels of this one.
-        proposed: What the agent answered; None if it gave no plan.
-        causes: Why guards or server changed the proposal; empty if they did not.
-    """
-
-    time_s: float
-    batch: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    proposed: tuple[int, ...] | None
-    causes: tuple[str, ...]
-
-
-class Served(NamedTuple):
-    """What became of a stream.
-
-    Attributes:
-        reports: float64 [batches, len(REPORT_COLUMNS)].
-        answers: int64 [n], label that each request was given, -1 if it was dropped.
-        latency_s: float64 [n], NaN where dropped.
-        switches: All changes of levels.
-        causes: How often each cause changed a proposal.
-        decision_s: float64 [batches], from the formed batch to the plan, properties included.
-        late_start_s: float64 [batches], how much later than possible a batch was formed (the
-            clock's and the sleep's inaccuracy).
-    """
-
-    reports: NDArray[np.float64]
-    answers: NDArray[np.int64]
-    latency_s: NDArray[np.float64]
-    switches: list[Switch]
-    causes: Counter[str]
-    decision_s: NDArray[np.float64]
-    late_start_s: NDArray[np.float64]
+    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
+    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
+    return classes[:, 0].numpy().copy(), margin
 
 
 class PrecisionServer:
@@ -145,8 +89,8 @@ class PrecisionServer:
         agent: PrecisionDecider,
         guards: PrecisionGuards,
         serving: Serving,
-        properties: Callable[[Tensor], NDArray[np.float64]],
         shadow: ShadowCheck,
+        properties: Callable[[Tensor], NDArray[np.float64]] = batch_properties,
     ) -> None:
         """Connect the parts.
 
@@ -155,8 +99,8 @@ class PrecisionServer:
             agent: Chooses levels.
             guards: Stand between agent and bank; their safe plan replaces a missing answer.
             serving: Deadline and batching.
-            properties: Returns the input properties of a batch, float64 [F], means over it.
             shadow: Checks a share of what is served.
+            properties: Returns the input properties of a batch, float64 [F], means over it.
         """
         self._bank, self._agent, self._guards = bank, agent, guards
         self._serving, self._properties, self._shadow = serving, properties, shadow
@@ -210,7 +154,7 @@ class _Run:
         self._signals = np.zeros(layout.size)
         self._last = (0.0, 0.0, 0.0, 0.0, 0.0)  # the signals whose names begin with last_
         self._clip = np.zeros(layout.n_stages)
-        self._start = time.perf_counter()
+        self._start, self._start_cpu_s = time.perf_counter(), time.thread_time()
 
     def _now_s(self) -> float:
         return time.perf_counter() - self._start
@@ -401,18 +345,6 @@ class _Run:
             causes=self._causes,
             decision_s=times[:, 0],
             late_start_s=times[:, 1],
+            busy_s=self._busy_s,
+            cpu_s=time.thread_time() - self._start_cpu_s,
         )
-
-
-def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the most likely class of each sample and by how much it leads.
-
-    Args:
-        output: float32 [n, classes], logits.
-
-    Returns:
-        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
-    """
-    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
-    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
-    return classes[:, 0].numpy().copy(), margin
