@@ -65,7 +65,7 @@ def build_profile(
         buckets=tuple(at.bucket for at in measured),
         conditions=conditions,
         property_names=PROPERTY_NAMES,
-        fixed_s=np.zeros(len(measured)),
+        fixed_s=np.array([at.overhead_s for at in measured]),
         # A stage too short to be told from nothing may have been fitted slightly below it.
         latency_s=np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0),
         transition_s=np.stack([at.fit.transition_s for at in measured]),
