@@ -1,5 +1,7 @@
 """Compare agents on held-out arrivals: `python -m experiments.compare workload.load=0.7`.
 
+With `env=staged_precision` the agents are those of precision servers, on held-out samples too.
+
 Agents that do not exist yet are made first. Every agent meets the same episodes; the rows, one per
 agent, training seed and episode, are kept as they are.
 """
@@ -17,8 +19,12 @@ from agents.clairvoyant import ScheduleRows
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
 from experiments.console import CONSOLE, progress_bar, say, show_table, shown_path
+from experiments.domains import Domain, domain_of
 from experiments.files import write_csv
 from experiments.lineup import Entrant, hindsight_rows, line_up
+from experiments.precision.compare import SHOWN as STREAMS_SHOWN
+from experiments.precision.compare import compare_streams, shown
+from experiments.precision.summary import headroom_line
 from experiments.record import RunFolder, open_run
 from experiments.rows import ENERGY_MODEL, summary_row
 from experiments.statistics import interquartile_mean, paired_change
@@ -183,18 +189,23 @@ def headroom(table: pd.DataFrame) -> float:
 def task(config: DictConfig) -> None:
     """Compare with a progress bar and print the summary."""
     config = settled(config, CONSOLE.print)
+    precision = domain_of(config) is Domain.PRECISION
     with progress_bar() as bar:
         line = bar.add_task("starting", total=None)
-        run = compare(
+        run = (compare_streams if precision else compare)(
             config,
             lambda what, done, total: bar.update(
                 line, description=what, completed=done, total=total
             ),
         )
-    summary = pd.read_csv(run.path / SUMMARY)
-    show_table(f"held-out latency (s), load {config.workload.load:g}", summary, SHOWN)
-    rows = pd.read_csv(run.path / ROWS)
-    CONSOLE.print(f"headroom over static best: {headroom(rows):.1f} %")
+    summary, rows = pd.read_csv(run.path / SUMMARY), pd.read_csv(run.path / ROWS)
+    if precision:
+        title = f"held-out streams, {config.env.stream}, load {config.workload.load:g}: simulated"
+        show_table(title, shown(summary), STREAMS_SHOWN)
+        say(headroom_line(rows))
+    else:
+        show_table(f"held-out latency (s), load {config.workload.load:g}", summary, SHOWN)
+        CONSOLE.print(f"headroom over static best: {headroom(rows):.1f} %")
     say(f"rows, summary and timeline: {shown_path(run.path)}")
 
 

@@ -18,6 +18,7 @@ from agents.heuristics.constant import FAMILIES, count_share_plans, neighbours, 
 from agents.tuning import evaluate_plans
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import CONF
+from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError, unknown_name
 from experiments.files import write_csv, write_json
 from experiments.provenance import provenance
@@ -37,6 +38,7 @@ REFINEMENTS = 8
 
 _STAGED = ("network", "bank", "calibration")  # nodes of staged networks
 _OTHERS = ("agent", "drive", "export", *_STAGED, "size")  # no part of how agents are made
+_SIZES = ("network", "latencies", "precision")  # keys of sizes that are of staged networks
 
 TUNED, SWEEP, BUNDLE = "tuned.json", "sweep.csv.gz", "bundle"
 
@@ -45,9 +47,15 @@ def silent(what: str, done: int, total: int) -> None:
     """Report to nobody."""
 
 
-def agent_names() -> list[str]:
+def agent_files(config: DictConfig) -> Path:
+    """Return the folder of the configurations of a domain's agents."""
+    own = domain_of(config)
+    return CONF / "agent" / ("" if own is Domain.CLUSTER else own.value)
+
+
+def agent_names(config: DictConfig) -> list[str]:
     """Return the names of the agents that can be trained."""
-    return sorted(path.stem for path in (CONF / "agent").glob("*.yaml"))
+    return sorted(path.stem for path in agent_files(config).glob("*.yaml"))
 
 
 def with_agent(config: DictConfig, name: str, seed: int = 0) -> DictConfig:
@@ -56,9 +64,9 @@ def with_agent(config: DictConfig, name: str, seed: int = 0) -> DictConfig:
     Raises:
         ConfigError: There is no such agent.
     """
-    if name not in agent_names():
-        raise unknown_name("agent", name, agent_names())
-    node = OmegaConf.load(CONF / "agent" / f"{name}.yaml")
+    if name not in agent_names(config):
+        raise unknown_name("agent", name, agent_names(config))
+    node = OmegaConf.load(agent_files(config) / f"{name}.yaml")
     changed = OmegaConf.merge(config, {"agent": None}, {"agent": node, "seed": seed})
     return training_part(cast("DictConfig", changed))
 
@@ -69,6 +77,8 @@ def training_part(config: DictConfig) -> DictConfig:
     What belongs to other commands is left out: an agent is not made again because it shall be
     driven for longer or compared in more episodes.
     """
+    if domain_of(config) is Domain.PRECISION:
+        config = precision_part(config)
     node = OmegaConf.to_container(config.agent, resolve=True)
     kept = [key for key in config if key not in _OTHERS]
     rest = OmegaConf.masked_copy(config, kept)
@@ -79,8 +89,21 @@ def training_part(config: DictConfig) -> DictConfig:
 def cluster_part(config: DictConfig) -> DictConfig:
     """Return a configuration without what belongs to staged networks."""
     part = OmegaConf.masked_copy(config, [key for key in config if key not in _STAGED])
-    sizes = [key for key in config.size if key not in ("network", "latencies")]
+    sizes = [key for key in config.size if key not in _SIZES]
     part.size = OmegaConf.masked_copy(config.size, sizes)
+    return part
+
+
+def precision_part(config: DictConfig) -> DictConfig:
+    """Return a configuration without what belongs to clusters and to making banks, resolved.
+
+    A bank comes in by the profile that `env` names.
+    """
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    kept = [key for key in resolved if key not in ("application", "drive", "export", *_STAGED)]
+    part = OmegaConf.masked_copy(cast("DictConfig", resolved), kept)
+    sizes = [key for key in ("name", "precision") if key in config.size]
+    part.size = OmegaConf.masked_copy(part.size, sizes)
     return part
 
 
@@ -103,11 +126,15 @@ def train_agent(config: DictConfig, report: Report = silent) -> RunFolder:
         "constants": _tune,
         "ppo": _learn,
     }
+    check: Callable[[DictConfig, Part], object] = build_world
+    if domain_of(config) is Domain.PRECISION:
+        from experiments.precision import agents, worlds
+
+        kinds, check = agents.KINDS, worlds.build_world
     kind = str(config.agent.get("kind", config.agent.name))
     if kind not in kinds:
         raise unknown_name("agent.kind", kind, kinds)
-    world = build_world(config, Part.TRAIN)  # mistakes show before anything is written
-    del world
+    check(config, Part.TRAIN)  # mistakes show before anything is written
     run = open_run(config)
     if not run.complete:
         kinds[kind](config, run, report)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from agents.precision.heuristics.combined import slack_cascade_grid
-from agents.precision.heuristics.feedback import alert_grid, shadow_feedback_grid
-from agents.precision.heuristics.inputs import difficulty_grid
+from agents.precision.heuristics.combined import SlackCascade, slack_cascade_grid
+from agents.precision.heuristics.feedback import (
+    Alert,
+    ShadowFeedback,
+    alert_grid,
+    shadow_feedback_grid,
+)
+from agents.precision.heuristics.inputs import Difficulty, difficulty_grid
 from agents.precision.heuristics.load import (
+    ModelSwitching,
+    SlackFit,
+    StageShedding,
     model_switching_grid,
     slack_fit_grid,
     stage_shedding_grid,
 )
-from agents.precision.heuristics.static import cascade_grid
+from agents.precision.heuristics.static import Cascade, cascade_grid
 from agents.precision.known import Known
 from agents.precision.rule import Rule
 
@@ -27,3 +35,18 @@ GRIDS: dict[str, Callable[[Known], Sequence[Rule]]] = {
     "slack_cascade": slack_cascade_grid,
 }
 """Settings of each family; the static rules have none (see `heuristics.static`)."""
+
+FAMILIES: dict[str, type[Rule]] = {
+    family.name: family
+    for family in (
+        SlackFit,
+        ModelSwitching,
+        StageShedding,
+        Difficulty,
+        Cascade,
+        ShadowFeedback,
+        Alert,
+        SlackCascade,
+    )
+}
+"""Classes of the families, by name."""

@@ -1,0 +1,149 @@
+"""The agents that a comparison of staged precision lines up, and search with the true future."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from agents.precision.api import ConstantRows, Episodes, PrecisionBatchAgent
+from agents.precision.bundle import BundleStreams
+from agents.precision.clairvoyant import WindowRows, hindsight_best, hindsight_windows
+from agents.precision.known import known_of
+from agents.precision.tables import verified_tables
+from agents.tuning import worker_pool
+from envs.precision.config import StagedPrecisionConfig
+from experiments.precision.tuning import read_rules
+from experiments.training import BUNDLE, Report, train_agent, with_agent
+from runtime.precision.policy import PrecisionBundle
+
+RULES = "rules"
+HINDSIGHT_BEST, HINDSIGHT_WINDOWS = "hindsight_best", "hindsight_windows"
+_MARGINS = (0.2, 0.4, 0.6)
+"""Of the cascades that are searched with the true future."""
+
+
+class Entrant(NamedTuple):
+    """One agent of a comparison.
+
+    Attributes:
+        name: What it is called in tables.
+        train_seed: Its training seed; 0 for what is not learned.
+        agent: Who decides.
+    """
+
+    name: str
+    train_seed: int
+    agent: PrecisionBatchAgent
+
+
+def seeds_of(config: DictConfig, learner: str) -> list[int]:
+    """Return the training seeds of a learner: the first one that is named is the headline agent."""
+    size = config.size.precision
+    headline = learner == str(size.learners[0])
+    return list(range(int(size.headline_seeds if headline else size.seeds)))
+
+
+def makers(config: DictConfig) -> list[DictConfig]:
+    """Return the configurations of all runs that make the agents of a comparison."""
+    return [
+        with_agent(config, RULES),
+        *(
+            with_agent(config, str(learner), seed)
+            for learner in config.size.precision.learners
+            for seed in seeds_of(config, str(learner))
+        ),
+    ]
+
+
+def line_up(config: DictConfig, world: StagedPrecisionConfig, report: Report) -> list[Entrant]:
+    """Return all agents of a comparison, making those that do not exist yet.
+
+    Args:
+        config: A settled configuration.
+        world: The held-out world.
+        report: Told about progress of what has to be made.
+    """
+    entrants = []
+    for made in makers(config):
+        run = train_agent(made, report)
+        if made.agent.name == RULES:
+            rules = read_rules(run, known_of(world))
+            entrants += [Entrant(name, 0, rule) for name, rule in rules.items()]
+        else:
+            agent = BundleStreams(_bundle(run.path))
+            entrants.append(Entrant(str(made.agent.name), int(made.seed), agent))
+    return entrants
+
+
+def _bundle(folder: Path) -> PrecisionBundle:
+    return PrecisionBundle.load(folder / BUNDLE)
+
+
+def hindsight(
+    config: DictConfig, world: StagedPrecisionConfig, episodes: Episodes, report: Report
+) -> list[Entrant]:
+    """Return the best plan of each episode, and plans window by window, with the future known.
+
+    Args:
+        config: With `size.precision.clairvoyant`.
+        world: The held-out world.
+        episodes: Which streams.
+        report: Told about progress.
+    """
+    settings = config.size.precision.clairvoyant
+    known = known_of(world)
+    tables = verified_tables(known, world.profile.levels, _MARGINS)
+    best = tables.rows[hindsight_best(world, tables.rows, episodes)]
+    search = partial(
+        _windows,
+        world,
+        _spread(world, tables.rows, int(settings.candidates)),
+        window_s=float(settings.window_s),
+        passes=int(settings.passes),
+    )
+    n = len(episodes.keys)
+    work = [
+        (best[k], Episodes(episodes.keys[k : k + 1], episodes.starts[k : k + 1])) for k in range(n)
+    ]
+    found: list[NDArray[np.float64]] = []
+    with worker_pool(min(os.cpu_count() or 1, n)) as pool:
+        for rows in pool.imap(search, work):
+            found.append(rows)
+            report("search with the true future", len(found), n)
+    windows = WindowRows(np.stack(found, axis=1), float(settings.window_s))
+    return [
+        Entrant(HINDSIGHT_BEST, 0, ConstantRows(best)),
+        Entrant(HINDSIGHT_WINDOWS, 0, windows),
+    ]
+
+
+def _windows(
+    world: StagedPrecisionConfig,
+    candidates: NDArray[np.float64],
+    work: tuple[NDArray[np.float64], Episodes],
+    window_s: float,
+    passes: int,
+) -> NDArray[np.float64]:
+    """Search one episode, the plan that is best throughout among the candidates."""
+    best, episode = work
+    rows = np.unique(np.concatenate([candidates, best[None]]), axis=0)
+    return hindsight_windows(world, rows, episode, window_s, passes)
+
+
+def _spread(
+    world: StagedPrecisionConfig, rows: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """Return some plans, evenly from the fastest to the slowest first pass at the largest batch."""
+    known = known_of(world)
+    first = known.assignments(rows[:, : known.tables.n_stages])
+    size = np.full(len(rows), float(known.max_batch))
+    again = np.where(rows[:, known.tables.n_stages] > 0.0, 1, 0)
+    order = np.lexsort((again, known.latency_s(first, size)))
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return rows[order[places]]
