@@ -26,6 +26,7 @@ from agents.heuristics.constant import ConstantAgent
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
 from experiments.console import CONSOLE, progress_bar, say, show_table
+from experiments.domains import Domain, domain_of
 from experiments.drive_view import REFRESH_PER_SECOND, DriveView
 from experiments.errors import ConfigError
 from experiments.files import file_sha256, write_csv, write_lines
@@ -285,7 +286,7 @@ def show(run: RunFolder) -> None:
 def task(config: DictConfig) -> None:
     """Drive with a live view, then compare measured and predicted."""
     config = settled(config, say)
-    if config.env.get("domain") == "precision":
+    if domain_of(config) is Domain.PRECISION:
         drive_streams_task(config)
         return
     bar = progress_bar()

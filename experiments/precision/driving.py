@@ -23,6 +23,7 @@ from experiments.console import line_per_step, progress_bar, say, show_table, sh
 from experiments.errors import ConfigError
 from experiments.files import file_sha256, write_csv, write_json, write_lines
 from experiments.precision.banks import open_bank
+from experiments.precision.compare import fixed_columns
 from experiments.precision.real_streams import (
     Episode,
     RealBank,
@@ -35,20 +36,18 @@ from experiments.precision.real_streams import (
 from experiments.precision.roster import StreamDriver, stream_drivers
 from experiments.precision.worlds import build_world, evaluation_episodes
 from experiments.record import RunFolder, open_run
-from experiments.training import Report, silent
+from experiments.training import Report, precision_part, silent
 from experiments.turns import REPORTS, ROWS, Turn, alternated, check_inputs, keep, take_turns
 from experiments.workloads import Part
 from experiments.worlds import profile_path
 from runtime.precision.snapshot import REPORT_COLUMNS
 from runtime.precision.streams import Switch
-from simulators.precision.metrics import StreamSummary, summarise
+from simulators.precision.metrics import summarise
 
 SWITCHES, SERVING = "switches.jsonl", "serving.json"
 SHORTEST_S = 1.0
-ROW_FIGURES = (
-    *("effective_accuracy", "accuracy", "p50_s", "p99_s", "missed_share", "dropped_share"),
-    *("energy_per_request_j", "switches_per_minute", "escalated_share"),
-)
+UNDISTURBED = 0.9
+"""Share of its busy time that a server has the processor for on a quiet machine."""
 Said: TypeAlias = Callable[[str], None]
 StreamTurn: TypeAlias = Turn[StreamDriver, Episode]
 
@@ -121,15 +120,15 @@ def _inputs(config: DictConfig) -> dict[str, Any]:
 
 def own_config(config: DictConfig) -> DictConfig:
     """Return the part of a configuration that real runs of streams depend on."""
+    part = precision_part(config)
+    size = {**part.size, "network": config.size.network, "drive": config.size.drive}
     own = {
-        "study": config.study,
-        "size": {key: config.size[key] for key in ("name", "network", "drive")},
-        **{key: config[key] for key in ("env", "workload", "network", "bank", "drive")},
-        **{key: config[key] for key in ("data", "results")},
+        "size": size,
+        **{key: config[key] for key in ("network", "bank", "drive")},
         "agent": {"name": "drive"},
         "seed": 0,
     }
-    return cast("DictConfig", OmegaConf.create(own))
+    return cast("DictConfig", OmegaConf.merge(part, {"agent": None}, own))
 
 
 def _take_turn(
@@ -146,30 +145,26 @@ def _take_turn(
     energy = world.profile.energy
     measured = summarise(ran.served.reports, requests.arrival_s, energy)
     simulated = predict(world, turn.driver.agent, turn.episode).summaries[0]
-    fixed = {
-        "network": world.profile.network,
-        "stream": str(config.env.stream),
-        "load": float(config.workload.load),
-        "agent": turn.driver.name,
-        "train_seed": turn.driver.train_seed,
-        "episode": turn.repetition,
-    }
+    driver = turn.driver
+    fixed = fixed_columns(config, world, driver.name, driver.train_seed)
     rows = [
-        fixed | figures_of(summary) | {"source": source}
+        fixed | {"source": source, "episode": turn.repetition} | summary._asdict()
         for summary, source in ((measured, "measured"), (simulated, "simulated"))
     ]
     keep(turn.folder(run), partial(_write, rows, ran, world))
     told(
         f"{turn.title}: effective accuracy {100 * measured.effective_accuracy:.2f} %, predicted "
         f"{100 * simulated.effective_accuracy:.2f} %; p99 {1e3 * measured.p99_s:.1f} ms, predicted "
-        f"{1e3 * simulated.p99_s:.1f} ms"
+        f"{1e3 * simulated.p99_s:.1f} ms{_disturbance(ran)}"
     )
 
 
-def figures_of(summary: StreamSummary) -> dict[str, float]:
-    """Return the figures of a stream by the names of their columns."""
-    values = summary._asdict()
-    return {name: float(values[name]) for name in ROW_FIGURES}
+def _disturbance(ran: RealRun) -> str:
+    """Say so where other programs kept the server from its processor."""
+    if ran.processor_share >= UNDISTURBED:
+        return ""
+    taken = 100.0 * (1.0 - ran.processor_share)
+    return f"; other programs took {taken:.0f} % of its time: run again on a quiet machine"
 
 
 def _write(
@@ -190,6 +185,7 @@ def _write(
         "decision_s": _quantiles(served.decision_s),
         "decision_per_request_s": float(served.decision_s.sum() / requests),
         "late_start_s": _quantiles(served.late_start_s),
+        "processor_share": ran.processor_share,
         "shadow": {"skipped_batches": ran.skipped, "failed_batches": ran.failed},
     }
     write_json(folder / SERVING, entry)

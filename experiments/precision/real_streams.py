@@ -63,6 +63,11 @@ class RealRun(NamedTuple):
     skipped: int
     failed: int
 
+    @property
+    def processor_share(self) -> float:
+        """Processor time of the serving thread over the time in which it was busy, at most 1."""
+        return min(self.served.cpu_s / max(self.served.busy_s, 1e-9), 1.0)
+
 
 class ShownSamples:
     """The samples of a profile under each of its conditions, ready to be sent."""

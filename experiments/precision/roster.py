@@ -10,11 +10,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.deciders import Constant
 from agents.precision.api import PrecisionAgent
+from agents.precision.families import GRIDS
+from agents.precision.heuristics.chance import EqualDuty
+from agents.precision.heuristics.static import uniforms
+from agents.precision.known import known_of
+from agents.precision.saved import saved_rule
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
 from experiments.files import file_sha256
+from experiments.precision.lineup import RULES
+from experiments.precision.tuning import PROGRAMME, STATIC_BEST, TRAINING_MODE, read_rules
 from experiments.roster import bundle_folder, check_names, unknown_driver
-from experiments.training import Report
+from experiments.training import BUNDLE, Report, agent_names, train_agent, with_agent
 from runtime.bundle_files import POLICY
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
@@ -22,7 +29,8 @@ from runtime.precision.policy import PrecisionBundle, PrecisionBundlePolicy
 from runtime.precision.snapshot import PrecisionSnapshot
 from simulators.precision.profile import PrecisionProfile
 
-UNIFORM, TRAINING_MODE = "static_", "training_mode"
+TUNED = (STATIC_BEST, PROGRAMME, *GRIDS, EqualDuty.name)
+"""Names of what is tuned; uniform levels and the training mode's table need no tuning."""
 
 
 class StreamDriver(NamedTuple):
@@ -60,24 +68,35 @@ def stream_drivers(
     entries = [str(entry) for entry in config.drive.agents]
     plans = _fixed_plans(config, world)
     bundles = {entry: bundle_folder(entry) for entry in entries if "/" in entry}
-    constants = _constants(world)
+    made = {name: driver for name, driver in _constants(world).items() if name in entries}
+    learned = [name for name in agent_names(config) if name != RULES]
+    known = [*_constants(world), *TUNED, *learned]
     for entry in entries:
-        if entry not in bundles and entry not in constants:
-            raise unknown_driver(entry, constants)
+        if entry not in bundles and entry not in known:
+            raise unknown_driver(entry, known)
     names = [bundles[e].name if e in bundles else e for e in entries] + [p.name for p in plans]
     check_names(names)
-    deployed = {e: _deployed(folder, world.profile) for e, folder in bundles.items()}
-    return [deployed.get(entry) or constants[entry] for entry in entries] + plans
+    made |= {e: _deployed(folder.name, folder, world.profile) for e, folder in bundles.items()}
+    if set(entries) & set(TUNED):
+        made |= _tuned(config, world, report)
+    for name in set(entries) & set(learned):
+        run = train_agent(with_agent(config, name), report)
+        made[name] = _deployed(name, run.path / BUNDLE, world.profile)
+    return [made[entry] for entry in entries] + plans
+
+
+def _tuned(
+    config: DictConfig, world: StagedPrecisionConfig, report: Report
+) -> dict[str, StreamDriver]:
+    """Return the tuned rules, each from its own reading: a rule keeps one past."""
+    rules = read_rules(train_agent(with_agent(config, RULES), report), known_of(world))
+    return {name: StreamDriver(name, rule, saved_rule(rule)) for name, rule in rules.items()}
 
 
 def _constants(world: StagedPrecisionConfig) -> dict[str, StreamDriver]:
     """Return the plans that have a name without any tuning."""
-    n_stages = len(world.profile.stages)
-    plans = {
-        f"{UNIFORM}{level}": PrecisionPlan((k,) * n_stages)
-        for k, level in enumerate(world.profile.levels)
-    }
-    plans[TRAINING_MODE] = world.safe_plan
+    rules = uniforms(known_of(world), world.profile.levels)
+    plans = {rule.name: rule.plan for rule in rules} | {TRAINING_MODE: world.safe_plan}
     return {name: _constant(name, plan) for name, plan in plans.items()}
 
 
@@ -85,7 +104,7 @@ def _constant(name: str, plan: PrecisionPlan) -> StreamDriver:
     return StreamDriver(name, Constant(name, plan), {"plan": plan.to_mapping()})
 
 
-def _deployed(folder: Path, profile: PrecisionProfile) -> StreamDriver:
+def _deployed(name: str, folder: Path, profile: PrecisionProfile) -> StreamDriver:
     """Load a bundle and refuse one that was made for another network."""
     bundle = PrecisionBundle.load(folder)
     for what, made_for, here in (
@@ -101,7 +120,7 @@ def _deployed(folder: Path, profile: PrecisionProfile) -> StreamDriver:
             )
     identity = {"policy_sha256": file_sha256(folder / POLICY)}
     seed = int(bundle.provenance.get("seed", 0))
-    return StreamDriver(folder.name, PrecisionBundlePolicy(bundle), identity, seed)
+    return StreamDriver(name, PrecisionBundlePolicy(bundle), identity, seed)
 
 
 def _fixed_plans(config: DictConfig, world: StagedPrecisionConfig) -> list[StreamDriver]:
