@@ -19,7 +19,7 @@ from experiments.cli import CONF
 from experiments.drive import task
 from experiments.errors import explain_run
 from experiments.precision.banks import StandInBank, TrainedBank
-from experiments.precision.driving import SERVING, SWITCHES, drive_streams, predictions
+from experiments.precision.driving import SERVING, SWITCHES, drive_streams, own_config, predictions
 from experiments.precision.real_streams import (
     Episode,
     ShownSamples,
@@ -28,7 +28,7 @@ from experiments.precision.real_streams import (
     open_real,
 )
 from experiments.precision.worlds import build_world
-from experiments.record import COMPLETE, RunFolder, results_root
+from experiments.record import COMPLETE, RunFolder, results_root, run_path
 from experiments.turns import REPORTS, ROWS
 from experiments.workloads import Part
 from runtime.precision.server import answers_of
@@ -87,7 +87,7 @@ def test_real_streams_stand_beside_their_prediction(run: RunFolder) -> None:
     requests = rows.groupby("episode")["requests"].agg(["min", "max"])
     assert (requests["min"] == requests["max"]).all()
     assert rows["dropped_share"].eq(0.0).all()
-    own = rows.set_index(["agent", "episode", "source"])["accuracy"]
+    own = rows.set_index(["agent", "episode", "source"])["accuracy"].sort_index()
     for agent in ("static_int8", "training_mode"):
         for episode in range(2):
             measured, simulated = own[agent, episode]
@@ -143,8 +143,10 @@ def test_after_an_interruption_only_what_is_missing_runs(small: Small) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         drive_streams(config, told=interrupted)
-    (kept,) = results_root(config).rglob("repetition=0/static_int8/rows.csv")
-    root, before = kept.parents[2], kept.stat().st_mtime_ns
+    root = run_path(own_config(config))
+    (kept,) = root.rglob(ROWS)
+    before = kept.stat().st_mtime_ns
+    assert kept.parent == root / "repetition=0" / "static_int8"
     assert not (root / COMPLETE).exists()
     assert not list(root.rglob(".*"))
     run = drive_streams(config, told=lines.append)
