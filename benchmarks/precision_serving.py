@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -25,14 +25,16 @@ from agents.precision.api import PrecisionAgent
 from agents.precision.export import bundle_of
 from agents.precision.known import known_of
 from agents.precision.tables import verified_tables
-from benchmarks.precision_bank import make_bank
 from benchmarks.rows import BenchmarkRow
-from envs.precision.config import StagedPrecisionConfig, precision_config
+from envs.precision.config import StagedPrecisionConfig, default_config
+from experiments.precision.banks import StandInBank
 from runtime.networks import Network
 from runtime.precision.bank import Bank
+from runtime.precision.bank_builder import BankOptions
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.measure import measure_latencies
 from runtime.precision.memory import keep_memory
+from runtime.precision.networks import NETWORKS
 from runtime.precision.observation import PrecisionCodec
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.policy import PrecisionBundlePolicy
@@ -40,11 +42,12 @@ from runtime.precision.server import PrecisionServer
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX
+from runtime.precision.staging import StagedNetwork
 from runtime.precision.streams import RequestStream, Served
-from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
 
 DECISION_AIM_US, SWITCH_AIM_US = 50, 20
 FRACTIONS = (0.0, 0.02, 0.1)
+LEVELS = ("fp32", "bf16", "int8", "int8_half")
 BATCH = 16
 STREAM_S, REPETITIONS = 2.0, 5
 LOAD = 0.5  # of the capacity of the coarsest level at full batches
@@ -56,29 +59,41 @@ class Bench:
 
     Attributes:
         bank: With as many stages and levels as `config`.
+        shape: Of its inputs.
         config: World whose guards and scales are used; its costs are declared.
     """
 
-    bank: Bank
+    bank: StandInBank
+    shape: tuple[int, ...]
     config: StagedPrecisionConfig
+
+    @property
+    def stages(self) -> int:
+        """Number of stages."""
+        return len(self.config.profile.stages)
 
     @property
     def levels(self) -> int:
         """Number of levels."""
-        return len(self.bank.levels)
+        return len(self.config.profile.levels)
 
 
 def make_bench() -> Bench:
-    """Return a warmed-up bank of a small net, and a world of its stages and levels."""
+    """Return a warmed-up bank of a small net, and a world of as many stages and levels."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     keep_memory()
-    bank, _ = make_bank("small_cnn")
-    bank.warm_up((1, 4, BATCH))
-    p = len(bank.levels)
-    parameters = SyntheticParameters(
-        speed=tuple(2.0**k for k in range(p)), level_noise=tuple(0.05 * k for k in range(p))
+    config = default_config()
+    network = NETWORKS["fashion_cnn"]().eval()
+    staged = StagedNetwork.from_modules(
+        zip(network.stage_names, network.stages(), strict=True), network.input_shape
     )
-    return Bench(bank, precision_config(synthetic_profile(parameters)))
+    options = BankOptions(levels=LEVELS, buckets=(1, 4, BATCH))
+    bank = Bank(staged, torch.rand(64, *network.input_shape), options)
+    if (len(bank.stages), len(bank.levels)) != (4, len(config.profile.levels)):
+        raise RuntimeError(f"the net has {len(bank.stages)} stages; the declared world has 4")
+    bank.warm_up()
+    return Bench(StandInBank(bank), network.input_shape, config)
 
 
 def policy_of(bench: Bench) -> PrecisionAgent:
@@ -89,7 +104,7 @@ def policy_of(bench: Bench) -> PrecisionAgent:
     rng = np.random.default_rng(0)
     layers = tuple(
         (rng.normal(0.0, 0.1, (n, m)).astype(np.float32), np.zeros(n, np.float32))
-        for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        for m, n in pairwise(sizes)
     )
     bundle = bundle_of("network", Network(layers), replace(config, actions=tables), {})
     return PrecisionBundlePolicy(bundle)
@@ -104,7 +119,7 @@ def serve(
 ) -> Served:
     """Serve requests for random images; nothing is dropped."""
     config, layout = bench.config, bench.config.scale().signals
-    images = torch.rand(256, *bench.bank.network.input_shape)
+    images = torch.rand(256, *bench.shape)
     place = torch.arange(len(arrival_s)) % len(images)
     stream = RequestStream(arrival_s, lambda first, last: images.index_select(0, place[first:last]))
     guards = PrecisionGuards(config.guards, config.bank_tables(), config.safe_plan, layout)
@@ -143,9 +158,9 @@ def measure_dispatch(bench: Bench, rounds: int = 12, batches: int = 20) -> list[
     rows = []
     for size in (1, BATCH):
         start = _now()
-        levels = (bench.levels - 1,) * len(bench.bank.stages)
+        levels = (bench.levels - 1,) * bench.stages
         agent = Constant("", PrecisionPlan(levels))
-        x = torch.rand(size, *bench.bank.network.input_shape)
+        x = torch.rand(size, *bench.shape)
         served, bare = [], []
         for _ in range(rounds):
             reports = serve(bench, agent, np.zeros(size * batches), batch=size).reports
@@ -169,11 +184,11 @@ def _times(call: Callable[[], object], n: int) -> NDArray[np.float64]:
 def measure_switches(bench: Bench, rounds: int = 25) -> list[BenchmarkRow]:
     """Return how much longer the first pass after a change of levels takes than the next ones."""
     start = _now()
-    every = list(product(range(bench.levels), repeat=len(bench.bank.stages)))
+    every = list(product(range(bench.levels), repeat=bench.stages))
     rng = np.random.default_rng(0)
     chosen = [every[k] for k in rng.choice(len(every), min(24, len(every)), replace=False)]
     calls = [partial(bench.bank.run, assignment=levels) for levels in chosen]
-    x = torch.rand(BATCH, *bench.bank.network.input_shape)
+    x = torch.rand(BATCH, *bench.shape)
     with torch.inference_mode():
         found = measure_latencies(calls, x, rounds, rng)
     beyond = 1e6 * (found.switch_s - found.steady_s)
@@ -189,8 +204,8 @@ def measure_shadow(bench: Bench, seconds: float = STREAM_S) -> list[BenchmarkRow
     """Return the p99 latency of the same stream with and without shadow checks."""
     start = _now()
     level = bench.levels - 1
-    agent = Constant("", PrecisionPlan((level,) * len(bench.bank.stages)))
-    x = torch.rand(BATCH, *bench.bank.network.input_shape)
+    agent = Constant("", PrecisionPlan((level,) * bench.stages))
+    x = torch.rand(BATCH, *bench.shape)
     pass_s = float(np.median(_times(partial(bench.bank.run, x, agent.plan.levels), 50)))
     rng = np.random.default_rng(0)
     gaps = rng.exponential(pass_s / BATCH / LOAD, round(LOAD * BATCH * seconds / pass_s))

@@ -62,34 +62,39 @@ class TrainedBank:
 
         A stage without an interior to narrow runs `int8` where others run `int8_half`.
         """
-        levels = []
-        for stage, wanted in enumerate(assignment):
-            level = wanted
-            while self.bank.refusal(stage, level):
-                level -= 1
-            levels.append(level)
-        return tuple(levels)
+        return runnable(self.bank, assignment)
 
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:
         """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
         return self.bank.run(x, self.runnable(assignment))
 
 
+def runnable(bank: Bank, assignment: Assignment) -> Assignment:
+    """Return an assignment with levels that a stage lacks replaced by the next higher one."""
+    levels = []
+    for stage, wanted in enumerate(assignment):
+        level = wanted
+        while bank.refusal(stage, level):
+            level -= 1
+        levels.append(level)
+    return tuple(levels)
+
+
 class StandInBank:
     """A bank in which every stage has every level, as in its profile.
 
-    Where a stage lacks one, the next higher one runs (`TrainedBank.runnable`).
+    Where a stage lacks one, the next higher one runs (`runnable`).
     """
 
-    def __init__(self, trained: TrainedBank) -> None:
+    def __init__(self, bank: Bank) -> None:
         """Keep the bank."""
-        self._trained, self._bank = trained, trained.bank
+        self._bank = bank
         self._own: dict[Assignment, Assignment] = {}
 
     def _runnable(self, assignment: Assignment) -> Assignment:
         own = self._own.get(assignment)
         if own is None:
-            own = self._own[assignment] = self._trained.runnable(assignment)
+            own = self._own[assignment] = runnable(self._bank, assignment)
         return own
 
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:

@@ -38,7 +38,7 @@ def serving_overhead_s(trained: TrainedBank, batch: Tensor, rounds: int) -> floa
     Returns:
         The median over levels, at least 0.
     """
-    bank = StandInBank(trained)
+    bank = StandInBank(trained.bank)
     n_stages, n_levels = len(trained.bank.stages), len(trained.bank.levels)
     plans = [PrecisionPlan((level,) * n_stages) for level in range(n_levels)]
     served, bare = np.zeros((2, n_levels, rounds, _BATCHES - 1))

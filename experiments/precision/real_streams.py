@@ -139,7 +139,7 @@ def open_real(trained: TrainedBank, profile: PrecisionProfile) -> RealBank:
     part = trained.data.validation.first(profile.n_samples)
     if not np.array_equal(part.y, profile.truth):
         raise _another("was made from other samples than the held-out ones of this bank")
-    real = RealBank(StandInBank(trained), ShownSamples(part, profile.conditions))
+    real = RealBank(StandInBank(trained.bank), ShownSamples(part, profile.conditions))
     _check_answers(real, profile)
     return real
 

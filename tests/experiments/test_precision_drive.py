@@ -184,7 +184,7 @@ def test_the_images_are_those_of_the_profile(small: Small) -> None:
 
 
 def test_a_stage_without_a_level_runs_the_next_higher_one(small: Small) -> None:
-    bank, trained = StandInBank(small.trained), small.trained
+    bank, trained = StandInBank(small.trained.bank), small.trained
     x = ShownSamples(trained.data.validation.first(8), ("clean",)).of(0)
     coarsest = (2,) * 4
     with torch.inference_mode():
