@@ -13,7 +13,14 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import engine, environment, executor_overhead, precision_simulator
+from benchmarks import (
+    engine,
+    environment,
+    executor_overhead,
+    precision_bank,
+    precision_serving,
+    precision_simulator,
+)
 from benchmarks.record import record
 from benchmarks.rows import BenchmarkRow
 
@@ -22,6 +29,8 @@ BENCHMARKS: dict[str, Callable[[], list[BenchmarkRow]]] = {
     "environment": environment.measure_all,
     "executor": executor_overhead.measure_all,
     "precision": precision_simulator.measure_all,
+    "bank": precision_bank.measure_all,
+    "serving": precision_serving.measure_all,
 }
 
 

@@ -23,8 +23,12 @@ from experiments.errors import REPOSITORY
 CONSOLE = Console()
 
 
-def progress_bar() -> Progress:
-    """Return a progress display; use it as a context manager."""
+def progress_bar(auto_refresh: bool = True) -> Progress:
+    """Return a progress display; use it as a context manager.
+
+    Args:
+        auto_refresh: Whether a thread draws it again and again; else `refresh` does it.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -32,6 +36,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=CONSOLE,
+        auto_refresh=auto_refresh,
     )
 
 

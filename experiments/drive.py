@@ -5,17 +5,16 @@ repetition to repetition, and the simulator predicts each run. `drive.agents` ta
 constant plans, ppo, random) and folders of bundles (with a '/' in the path); `drive.plans` adds
 fixed plans; `drive.passive=true` computes decisions without applying them. Finished runs are kept:
 after Ctrl-C the same command goes on with the missing ones.
+
+With `env=staged_precision` request streams are served by the bank of a trained network instead, see
+`experiments.precision.driving`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -27,10 +26,12 @@ from agents.heuristics.constant import ConstantAgent
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
 from experiments.console import CONSOLE, progress_bar, say, show_table
+from experiments.domains import Domain, domain_of
 from experiments.drive_view import REFRESH_PER_SECOND, DriveView
 from experiments.errors import ConfigError
-from experiments.files import file_sha256, write_csv, write_json, write_text
+from experiments.files import file_sha256, write_csv, write_lines
 from experiments.measure import real_jobs
+from experiments.precision.driving import drive_streams_task
 from experiments.provenance import machine
 from experiments.real_run import (
     PATIENCE_S,
@@ -47,38 +48,33 @@ from experiments.roster import Driver, drivers
 from experiments.rows import ENERGY_MODEL, summary_row
 from experiments.statistics import paired_change
 from experiments.training import Report, cluster_part, silent
+from experiments.turns import REPORTS, ROWS, Turn, alternated, check_inputs, keep, take_turns
 from experiments.worlds import Part, build_world, evaluation_episodes, profile_path, settled
 from runtime.cluster.stream_jobs import StreamJobs
 from runtime.controller import Decision
 from runtime.snapshot import REPORT_COLUMNS, SIGNAL_INDEX
 from simulators.cluster.metrics import is_stable
 
-ROWS, REPORTS, DECISIONS, INPUTS = "rows.csv", "reports.csv.gz", "decisions.jsonl", "inputs.json"
+DECISIONS = "decisions.jsonl"
 BASELINE = "spark_default"
 WARM_UP_S = 2.0
 TRUSTED_REPETITIONS = 10
 """With fewer a bootstrap interval is too narrow (see `experiments.statistics`)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """One real run.
+class Episode(NamedTuple):
+    """What happens in a repetition.
 
     Attributes:
-        repetition: Which arrivals, from 0.
-        driver: Who decides.
         world: Where exactly these records arrive.
         key: Key of the task times that the simulator draws.
     """
 
-    repetition: int
-    driver: Driver
     world: StreamClusterConfig
     key: np.uint64
 
-    def folder(self, run: RunFolder) -> Path:
-        """Return where the run is kept."""
-        return run.path / f"repetition={self.repetition}" / self.driver.name
+
+ClusterTurn: TypeAlias = Turn[Driver, Episode]
 
 
 def drive(config: DictConfig, report: Report = silent, watch: Watch | None = None) -> RunFolder:
@@ -101,41 +97,19 @@ def drive(config: DictConfig, report: Report = silent, watch: Watch | None = Non
     jobs = real_jobs(world.application)
     repetitions = _repetitions(config, world)
     roster = drivers(config, world, report)
-    turns = alternated(repetitions, roster)
     run = open_run(_own_config(config))
-    _check_inputs(run, config, roster)
+    inputs = {"profile": {"sha256": file_sha256(profile_path(str(config.env.profile)))}}
+    check_inputs(run, inputs | {driver.name: driver.identity for driver in roster})
     if run.complete:
         return run
-    missing = [turn for turn in turns if not turn.folder(run).exists()]
-    if missing:
-        report("real runs", len(turns) - len(missing), len(turns))
-        _warm_up(jobs, missing[0])
-    for k, turn in enumerate(missing, start=1 + len(turns) - len(missing)):
-        _take_turn(config, jobs, turn, run, watch or Unwatched())
-        report("real runs", k, len(turns))
-    tables = [pd.read_csv(turn.folder(run) / ROWS) for turn in turns]
-    write_csv(run.path / ROWS, pd.concat(tables, ignore_index=True))
-    run.mark_complete()
+    take_turns(
+        run,
+        alternated(repetitions, roster),
+        partial(_warm_up, jobs),
+        lambda turn: _take_turn(config, jobs, turn, run, watch or Unwatched()),
+        report,
+    )
     return run
-
-
-def alternated(
-    repetitions: Sequence[tuple[StreamClusterConfig, np.uint64]], roster: Sequence[Driver]
-) -> list[Turn]:
-    """Return all runs in the order in which they take place: A B C, B C A, C A B, ...
-
-    What changes on the machine in the course of time so hits all agents alike.
-
-    Args:
-        repetitions: World and key of each repetition.
-        roster: Who drives.
-    """
-    turns = []
-    for r, (world, key) in enumerate(repetitions):
-        first = r % len(roster)
-        for driver in (*roster[first:], *roster[:first]):
-            turns.append(Turn(r, driver, world, key))
-    return turns
 
 
 def _check_settings(config: DictConfig) -> None:
@@ -151,10 +125,8 @@ def _check_settings(config: DictConfig) -> None:
         )
 
 
-def _repetitions(
-    config: DictConfig, world: StreamClusterConfig
-) -> list[tuple[StreamClusterConfig, np.uint64]]:
-    """Return world and key of each repetition: the beginning of an evaluation episode."""
+def _repetitions(config: DictConfig, world: StreamClusterConfig) -> list[Episode]:
+    """Return each repetition: the beginning of an evaluation episode."""
     n, seconds = int(config.size.drive.repetitions), float(config.size.drive.seconds)
     episodes = evaluation_episodes(config, Part.HELD_OUT, n)
     n_ticks = round(seconds / world.arrivals.tick_s)
@@ -165,7 +137,7 @@ def _repetitions(
             "size.drive.seconds or raise workload.load"
         )
     worlds = [episode_world(world, row, seconds) for row in counts]
-    return list(zip(worlds, episodes.keys, strict=True))
+    return [Episode(*pair) for pair in zip(worlds, episodes.keys, strict=True)]
 
 
 def _own_config(config: DictConfig) -> DictConfig:
@@ -173,44 +145,22 @@ def _own_config(config: DictConfig) -> DictConfig:
     return cast("DictConfig", OmegaConf.merge(cluster_part(config), {"agent": None}, own))
 
 
-def _check_inputs(run: RunFolder, config: DictConfig, roster: list[Driver]) -> None:
-    """Refuse to go on with another profile or other agents than the runs before.
-
-    Raises:
-        ConfigError: Names what has changed.
-    """
-    inputs = {"profile": {"sha256": file_sha256(profile_path(str(config.env.profile)))}}
-    inputs |= {driver.name: driver.identity for driver in roster}
-    path = run.path / INPUTS
-    if not path.exists():
-        write_json(path, inputs)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in inputs if before.get(name) != inputs[name]]
-    if changed:
-        raise ConfigError(
-            f"{', '.join(changed)} changed since the runs in {run.path} began; move that folder "
-            "away to begin anew"
-        )
-
-
-def _warm_up(jobs: StreamJobs, turn: Turn) -> None:
+def _warm_up(jobs: StreamJobs, turn: ClusterTurn) -> None:
     """Let torch allocate and choose its kernels in a short run that nobody counts."""
-    counts = arriving(turn.world)
-    ticks = max(round(WARM_UP_S / turn.world.arrivals.tick_s), 1)
-    world = episode_world(turn.world, counts[:ticks], WARM_UP_S)
-    plan = turn.world.initial_plan
+    own = turn.episode.world
+    ticks = max(round(WARM_UP_S / own.arrivals.tick_s), 1)
+    world = episode_world(own, arriving(own)[:ticks], WARM_UP_S)
+    plan = own.initial_plan
     run_for_real(jobs, world, Driver("warm-up", ConstantAgent("", plan), plan, {}), "", Unwatched())
 
 
 def _take_turn(
-    config: DictConfig, jobs: StreamJobs, turn: Turn, run: RunFolder, watch: Watch
+    config: DictConfig, jobs: StreamJobs, turn: ClusterTurn, run: RunFolder, watch: Watch
 ) -> None:
     """Drive and predict one episode, and keep both; nothing is kept of an interrupted run."""
-    passive = bool(config.drive.passive)
-    title = f"repetition {turn.repetition + 1}, {turn.driver.name}"
-    real = run_for_real(jobs, turn.world, turn.driver, title, watch, passive)
-    rollout = predict(turn.world, turn.driver, turn.key, passive)
+    passive, world = bool(config.drive.passive), turn.episode.world
+    real = run_for_real(jobs, world, turn.driver, turn.title, watch, passive)
+    rollout = predict(world, turn.driver, turn.episode.key, passive)
     fixed = {
         "study": str(config.study.name),
         "env": str(config.env.name),
@@ -220,14 +170,14 @@ def _take_turn(
         "agent": turn.driver.name,
         "train_seed": 0,
         "episode": turn.repetition,
-        "slots": turn.world.slots,
+        "slots": world.slots,
     }
     measured = fixed | {"cores": machine()["cores"], "source": "measured"}
-    measured |= _figures(turn.world, real.reports, real.signals, real.unfinished)
-    simulated = fixed | {"cores": turn.world.profile.cores, "source": "simulated"}
+    measured |= _figures(world, real.reports, real.signals, real.unfinished)
+    simulated = fixed | {"cores": world.profile.cores, "source": "simulated"}
     unfinished = int(rollout.unfinished[0])
-    simulated |= _figures(turn.world, rollout.reports[0], rollout.signals[:, 0], unfinished)
-    _keep(turn.folder(run), real, pd.DataFrame([measured, simulated]))
+    simulated |= _figures(world, rollout.reports[0], rollout.signals[:, 0], unfinished)
+    keep(turn.folder(run), partial(_write, real, pd.DataFrame([measured, simulated])))
     watch.ended(measured, simulated)
 
 
@@ -252,15 +202,10 @@ def _figures(
     return {"stable": stable, "unfinished": unfinished, **row}
 
 
-def _keep(folder: Path, real: RealRun, rows: pd.DataFrame) -> None:
-    """Write the folder of a run under another name, then rename it: it is there whole or not."""
-    temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_csv(temporary / ROWS, rows)
-    write_csv(temporary / REPORTS, pd.DataFrame(real.reports, columns=list(REPORT_COLUMNS)))
-    lines = [json.dumps(_decision_entry(decision)) for decision in real.decisions]
-    write_text(temporary / DECISIONS, "\n".join(lines) + "\n")
-    os.replace(temporary, folder)
+def _write(real: RealRun, rows: pd.DataFrame, folder: Path) -> None:
+    write_csv(folder / ROWS, rows)
+    write_csv(folder / REPORTS, pd.DataFrame(real.reports, columns=list(REPORT_COLUMNS)))
+    write_lines(folder / DECISIONS, [_decision_entry(decision) for decision in real.decisions])
 
 
 def _decision_entry(decision: Decision) -> dict[str, Any]:
@@ -341,6 +286,9 @@ def show(run: RunFolder) -> None:
 def task(config: DictConfig) -> None:
     """Drive with a live view, then compare measured and predicted."""
     config = settled(config, say)
+    if domain_of(config) is Domain.PRECISION:
+        drive_streams_task(config)
+        return
     bar = progress_bar()
     view = DriveView(bar)
     with Live(view, console=CONSOLE, refresh_per_second=REFRESH_PER_SECOND, transient=True):

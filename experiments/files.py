@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def write_json(path: Path, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     write_text(path, text + "\n")
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write values as JSON, one a line, atomically; see `write_json` for what they may hold."""
+    dump = partial(json.dumps, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_text(path, "".join(f"{dump(value)}\n" for value in values))
 
 
 def write_yaml(path: Path, mapping: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,13 +58,13 @@ def drivers(config: DictConfig, world: StreamClusterConfig, report: Report) -> l
     """
     entries = [str(entry) for entry in config.drive.agents]
     plans = _fixed_plans(config, world)
-    bundles = {entry: _bundle(entry) for entry in entries if "/" in entry}
+    bundles = {entry: bundle_folder(entry) for entry in entries if "/" in entry}
     known = (*TUNED_NAMES, LEARNED, RANDOM)
     for entry in entries:
         if entry not in bundles and entry not in known:
-            raise _unknown(entry, known)
+            raise unknown_driver(entry, known)
     names = [bundles[e].name if e in bundles else e for e in entries] + [p.name for p in plans]
-    _check_names(names)
+    check_names(names)
     for folder in bundles.values():
         _loaded(folder, world)
     tuned = tuned_plans(config, report) if set(entries) & set(TUNED_NAMES) else {}
@@ -118,8 +119,12 @@ def _loaded(folder: Path, world: StreamClusterConfig) -> Bundle:
     return bundle
 
 
-def _bundle(entry: str) -> Path:
-    """Return the folder that an entry names, in the working directory or in the repository."""
+def bundle_folder(entry: str) -> Path:
+    """Return the folder that an entry names, in the working directory or in the repository.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
     path = Path(entry).expanduser()
     for candidate in (path, REPOSITORY / path):
         if candidate.is_dir():
@@ -130,7 +135,8 @@ def _bundle(entry: str) -> Path:
     )
 
 
-def _unknown(entry: str, known: tuple[str, ...]) -> ConfigError:
+def unknown_driver(entry: str, known: Collection[str]) -> ConfigError:
+    """Make the error for a name in `drive.agents` that nobody has."""
     return ConfigError(
         f"unknown agent {entry!r} in drive.agents{did_you_mean(entry, known) or ';'} expected one "
         f"of {', '.join(sorted(known))}, or the folder of a bundle with a '/' in its path"
@@ -158,8 +164,12 @@ def _fixed_plans(config: DictConfig, world: StreamClusterConfig) -> list[Driver]
     return result
 
 
-def _check_names(names: list[str]) -> None:
-    """Refuse names that are given twice or cannot name a folder."""
+def check_names(names: list[str]) -> None:
+    """Refuse names that are given twice or cannot name a folder.
+
+    Raises:
+        ConfigError: Names the name.
+    """
     if not names:
         raise ConfigError("drive.agents and drive.plans are empty; name at least one agent")
     for name in names:

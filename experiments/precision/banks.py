@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -65,17 +65,57 @@ class TrainedBank:
 
         A stage without an interior to narrow runs `int8` where others run `int8_half`.
         """
-        levels = []
-        for stage, wanted in enumerate(assignment):
-            level = wanted
-            while self.bank.refusal(stage, level):
-                level -= 1
-            levels.append(level)
-        return tuple(levels)
+        return runnable(self.bank, assignment)
 
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:
         """Return the outputs float32 [n, classes] of a batch at an assignment, see `runnable`."""
         return self.bank.run(x, self.runnable(assignment))
+
+
+def runnable(bank: Bank, assignment: Assignment) -> Assignment:
+    """Return an assignment with levels that a stage lacks replaced by the next higher one."""
+    levels = []
+    for stage, wanted in enumerate(assignment):
+        level = wanted
+        while bank.refusal(stage, level):
+            level -= 1
+        levels.append(level)
+    return tuple(levels)
+
+
+class StandInBank:
+    """A bank in which every stage has every level, as in its profile.
+
+    Where a stage lacks one, the next higher one runs (`runnable`).
+    """
+
+    def __init__(self, bank: Bank) -> None:
+        """Keep the bank."""
+        self._bank = bank
+        self._own: dict[Assignment, Assignment] = {}
+
+    def _runnable(self, assignment: Assignment) -> Assignment:
+        own = self._own.get(assignment)
+        if own is None:
+            own = self._own[assignment] = runnable(self._bank, assignment)
+        return own
+
+    def run(self, x: Tensor, assignment: Assignment) -> Tensor:
+        """Return the outputs of a batch; see `runtime.precision.bank.Bank`."""
+        return self._bank.run(x, self._runnable(assignment))
+
+    def observe(self, x: Tensor, assignment: Assignment) -> Any:
+        """Run a batch and count clipped values; see `runtime.precision.bank.Bank`."""
+        return self._bank.observe(x, self._runnable(assignment))
+
+    def probe(self, x: Tensor, assignment: Assignment) -> Any:
+        """Return the result of every stage; see `runtime.precision.bank.Bank`."""
+        return self._bank.probe(x, self._runnable(assignment))
+
+    def run_stage(self, stage: int, level: int, border: Tensor) -> Tensor:
+        """Run one stage; see `runtime.precision.bank.Bank`."""
+        own = self._runnable((level,) * len(self._bank.stages))
+        return self._bank.run_stage(stage, own[stage], border)
 
 
 def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:

@@ -70,7 +70,18 @@ def rows_of(
     config: DictConfig, world: StagedPrecisionConfig, entrant: Entrant, streams: Streams
 ) -> list[dict[str, Any]]:
     """Return one row per episode of an agent."""
-    fixed = {
+    fixed = fixed_columns(config, world, entrant.name, entrant.train_seed)
+    return [
+        fixed | {"source": "simulated", "episode": k} | summary._asdict()
+        for k, summary in enumerate(streams.summaries)
+    ]
+
+
+def fixed_columns(
+    config: DictConfig, world: StagedPrecisionConfig, agent: str, train_seed: int
+) -> dict[str, Any]:
+    """Return the columns that are the same in all rows of an agent, simulated or real."""
+    return {
         "study": str(config.study.name),
         "network": world.profile.network,
         "stream": str(config.env.stream),
@@ -78,13 +89,9 @@ def rows_of(
         "load": float(config.workload.load),
         "deadline_s": world.serving.deadline_s,
         "part": Part.HELD_OUT.value,
-        "agent": entrant.name,
-        "train_seed": entrant.train_seed,
-        "source": "simulated",
+        "agent": agent,
+        "train_seed": train_seed,
     }
-    return [
-        fixed | {"episode": k} | summary._asdict() for k, summary in enumerate(streams.summaries)
-    ]
 
 
 def timeline_of(name: str, world: StagedPrecisionConfig, streams: Streams) -> pd.DataFrame:

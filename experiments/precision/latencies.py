@@ -13,12 +13,14 @@ from torch import Tensor
 
 from experiments.precision.banks import CALIBRATED_ON, TrainedBank, inputs
 from experiments.precision.data import Part
+from experiments.precision.overhead import serving_overhead_s
 from experiments.precision.rivals import rival_calls
 from experiments.training import Report
 from runtime.precision.bank import Bank
 from runtime.precision.measure import Call, covering_assignments, measure_latencies
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
+OVERHEAD = "serving overhead"
 _TIMED_PASSES = 15
 _RIVAL_SAMPLES = 1024
 HELD_OUT_SHARE = 0.35
@@ -53,6 +55,7 @@ class BucketLatencies:
         rivals_accuracy: Their share of right answers on held-out samples.
         fit: The additive model.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
+        overhead_s: What serving a batch costs beyond the pass, seconds.
     """
 
     bucket: int
@@ -64,6 +67,7 @@ class BucketLatencies:
     rivals_accuracy: dict[str, float]
     fit: LatencyFit
     held_out: NDArray[np.float64]
+    overhead_s: float
 
 
 def measure_bank(
@@ -111,6 +115,7 @@ def _measure_bucket(
         },
         fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
+        overhead_s=serving_overhead_s(trained, batch, settings.rounds),
     )
 
 
@@ -131,7 +136,7 @@ def _first_share(bank: Bank, batch: Tensor) -> NDArray[np.float64]:
 
 
 def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
-    """Return a row per measured assignment, rival and batch size."""
+    """Return a row per batch size and measured assignment, rival, and overhead of serving."""
     names = [level.name for level in bank.levels]
     rows = []
     for at in measured:
@@ -146,7 +151,7 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
                     "predicted_s": predicted[k],
                 }
             )
-        for name, seconds in at.rivals_s.items():
+        for name, seconds in (at.rivals_s | {OVERHEAD: at.overhead_s}).items():
             rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
     return pd.DataFrame(rows)
 

@@ -48,23 +48,23 @@ def build_profile(
         origin: How it came about.
         report: Told about progress.
     """
-    bank, conditions = trained.bank, node.corruptions(part.x)
+    bank, conditions = trained.bank, tuple(node.names(part.x))
     exact = len(bank.levels) ** len(bank.stages) <= node.exhaustive
-    shown = [_shown(part, *condition, seed=k) for k, condition in enumerate(conditions)]
+    inputs_of = [shown(part, condition, seed=k) for k, condition in enumerate(conditions)]
     answers = []
-    for k, x in enumerate(shown):
-        what = f"answers of all assignments, condition {k + 1} of {len(shown)}"
+    for k, x in enumerate(inputs_of):
+        what = f"answers of all assignments, condition {k + 1} of {len(inputs_of)}"
         answers.append(_answers(trained, x, part.y, exact, partial(report, what)))
-    observed = [_observed(trained, x[:_PROBED]) for x in shown]
+    observed = [_observed(trained, x[:_PROBED]) for x in inputs_of]
     return PrecisionProfile(
         network=trained.name,
         stages=bank.stages,
         levels=tuple(level.name for level in bank.levels),
         emulated=tuple(level.emulated for level in bank.levels),
         buckets=tuple(at.bucket for at in measured),
-        conditions=tuple("clean" if not s else f"{name}-{s}" for name, s in conditions),
+        conditions=conditions,
         property_names=PROPERTY_NAMES,
-        fixed_s=np.zeros(len(measured)),
+        fixed_s=np.array([at.overhead_s for at in measured]),
         # A stage too short to be told from nothing may have been fitted slightly below it.
         latency_s=np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0),
         transition_s=np.stack([at.fit.transition_s for at in measured]),
@@ -73,7 +73,7 @@ def build_profile(
         truth=part.y.astype(np.uint8),
         label=np.stack([answer.label for answer in answers]),
         margin=np.stack([answer.margin for answer in answers]),
-        properties=np.stack([input_properties(x.numpy()) for x in shown]),
+        properties=np.stack([input_properties(x.numpy()) for x in inputs_of]),
         clip_rate=np.stack([clip for clip, _ in observed]),
         sqnr_db=np.stack([noise for _, noise in observed]),
         power_active_w=POWER_ACTIVE_W,
@@ -82,11 +82,18 @@ def build_profile(
     )
 
 
-def _shown(part: Part, corruption: str, severity: int, seed: int) -> Tensor:
-    """Return the samples under a condition."""
-    if severity == 0:
+def shown(part: Part, condition: str, seed: int) -> Tensor:
+    """Return samples under a condition, float32 [n, ...].
+
+    Args:
+        part: The samples.
+        condition: As profiles name it: "clean", or a corruption and its severity, as "noise-3".
+        seed: Of the corruption: the place of the condition in the profile.
+    """
+    name, _, severity = condition.rpartition("-")
+    if not name:
         return inputs(part.x)
-    return inputs(corrupt(part.x, corruption, severity, np.random.default_rng(seed)))
+    return inputs(corrupt(part.x, name, int(severity), np.random.default_rng(seed)))
 
 
 def _answers(

@@ -296,17 +296,22 @@ class Bank:
         """Run a batch and count clipped values on the way; see `run` and `clip_rates`."""
         levels = self._assignments.read(assignment)
         self._check_input(x)
-        outputs, counts = [], np.zeros((2, len(levels)))
-        for part, rows in self._padded(x.detach()):
-            walk = self._walk(part, levels)
-            for stage, (form, value) in enumerate(walk):
-                if stage == len(levels):
-                    outputs.append(value[:rows])
-                    break
+        outputs = []
+        # Plain numbers: so few, array operations would cost more than counting does.
+        clipped, values = [0] * len(levels), [0] * len(levels)
+        whole = x.shape[0] in self._bucket_set
+        for part, rows in ((x.detach(), x.shape[0]),) if whole else self._padded(x.detach()):
+            for stage, (form, value) in enumerate(self._walk(part, levels)):
                 # Padding is no data; a slice of the first rows is dense memory.
-                counts[:, stage] += self._clipped(stage, form, value[:rows])
+                own = value if rows == len(value) else value[:rows]
+                if stage == len(levels):
+                    outputs.append(own)
+                    break
+                clipped[stage] += self._clipped(stage, form, own)
+                values[stage] += own.numel()
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return Observed(output, (counts[0] / counts[1]).astype(np.float32))
+        rates = [some / every for some, every in zip(clipped, values, strict=True)]
+        return Observed(output, np.array(rates, dtype=np.float32))
 
     def clip_rates(self, x: Tensor, assignment: Sequence[int] | int) -> NDArray[np.float32]:
         """Return for each stage the share of its input's values at or past the calibrated range.
@@ -323,7 +328,7 @@ class Bank:
         """
         return self.observe(x, assignment).clip_rates
 
-    def _clipped(self, stage: int, form: Format, value: Tensor) -> tuple[int, int]:
+    def _clipped(self, stage: int, form: Format, value: Tensor) -> int:
         if isinstance(form, Grid):
             low = 0.0 if form.zero_point > 0 else -np.inf
             high = float(form.top) if form.zero_point < form.top else np.inf
@@ -331,7 +336,7 @@ class Bank:
             grid = form.grid if isinstance(form, Rounded) else self.calibration.border_grid(stage)
             low = grid.low + grid.scale / 2 if grid.zero_point > 0 else -np.inf
             high = grid.high - grid.scale / 2 if grid.zero_point < grid.top else np.inf
-        return quantise.count_outside(value, low, high), value.numel()
+        return quantise.count_outside(value, low, high)
 
     def warm_up(self, buckets: Sequence[int] | None = None) -> None:
         """Run every variant once per batch size, so that oneDNN has its kernels ready.

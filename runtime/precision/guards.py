@@ -302,5 +302,7 @@ class PrecisionGuards:
     ) -> tuple[PrecisionPlan, tuple[str, ...]]:
         """Return the plan to apply for one server and the names of the causes (needs N = 1)."""
         rows, causes = self.apply_rows(proposed.to_row()[None], snapshot.signals[None])
+        if causes[0] == 0:
+            return proposed, ()
         names = tuple(cause.name.lower() for cause in PrecisionCause(int(causes[0])) if cause.name)
         return PrecisionPlan.from_row(rows[0], version=proposed.version), names

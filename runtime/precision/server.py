@@ -14,8 +14,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.properties import input_properties
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import (
@@ -33,6 +34,7 @@ from runtime.precision.snapshot import (
     PrecisionSnapshot,
     SignalLayout,
 )
+from runtime.precision.streams import RequestStream, Served, Switch
 
 _logger = logging.getLogger(__name__)
 
@@ -58,82 +60,24 @@ class ServedBank(Protocol):
         """Return a result with `output` and `clip_rates`."""
 
 
-@dataclass(frozen=True, eq=False)
-class RequestStream:
-    """Requests that arrive in real time.
+def batch_properties(x: Tensor) -> NDArray[np.float64]:
+    """Return the input properties of a batch float32 [n, ...], means over it, float64 [F]."""
+    mean: NDArray[np.float64] = input_properties(x.numpy()).mean(axis=0, dtype=np.float64)
+    return mean
 
-    Attributes:
-        arrival_s: float64 [n], seconds since the start, ascending.
-        inputs: Returns the inputs of requests first to last (excluded), float32 [last - first,
-            ...]; called when they are dispatched.
-        truth: int64 [n], right answers, for reports only; None where nobody knows them.
-        condition: int64 [n], true condition, for reports only; None where nobody knows it.
+
+def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the most likely class of each sample and by how much it leads.
+
+    Args:
+        output: float32 [n, classes], logits.
+
+    Returns:
+        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
     """
-
-    arrival_s: NDArray[np.float64]
-    inputs: Callable[[int, int], Tensor]
-    truth: NDArray[np.int64] | None = None
-    condition: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse a stream that does not flow.
-
-        Raises:
-            ValueError: Names the field.
-        """
-        times = self.arrival_s
-        if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times) < 0.0).any():
-            raise ValueError("arrival_s is no ascending row of finite seconds")
-        if len(times) and times[0] < 0.0:
-            raise ValueError(f"arrival_s begins at {times[0]}; expected at least 0")
-        for name in ("truth", "condition"):
-            row = getattr(self, name)
-            if row is not None and row.shape != times.shape:
-                raise ValueError(f"{name} has shape {row.shape}; expected {times.shape}")
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """One change of levels, explained.
-
-    Attributes:
-        time_s: When the batch was dispatched.
-        batch: Its number.
-        before: Levels of the batch before.
-        after: Levels of this one.
-        proposed: What the agent answered; None if it gave no plan.
-        causes: Why guards or server changed the proposal; empty if they did not.
-    """
-
-    time_s: float
-    batch: int
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    proposed: tuple[int, ...] | None
-    causes: tuple[str, ...]
-
-
-class Served(NamedTuple):
-    """What became of a stream.
-
-    Attributes:
-        reports: float64 [batches, len(REPORT_COLUMNS)].
-        answers: int64 [n], label that each request was given, -1 if it was dropped.
-        latency_s: float64 [n], NaN where dropped.
-        switches: All changes of levels.
-        causes: How often each cause changed a proposal.
-        decision_s: float64 [batches], from the formed batch to the plan, properties included.
-        late_start_s: float64 [batches], how much later than possible a batch was formed (the
-            clock's and the sleep's inaccuracy).
-    """
-
-    reports: NDArray[np.float64]
-    answers: NDArray[np.int64]
-    latency_s: NDArray[np.float64]
-    switches: list[Switch]
-    causes: Counter[str]
-    decision_s: NDArray[np.float64]
-    late_start_s: NDArray[np.float64]
+    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
+    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
+    return classes[:, 0].numpy().copy(), margin
 
 
 class PrecisionServer:
@@ -145,8 +89,8 @@ class PrecisionServer:
         agent: PrecisionDecider,
         guards: PrecisionGuards,
         serving: Serving,
-        properties: Callable[[Tensor], NDArray[np.float64]],
         shadow: ShadowCheck,
+        properties: Callable[[Tensor], NDArray[np.float64]] = batch_properties,
     ) -> None:
         """Connect the parts.
 
@@ -155,8 +99,8 @@ class PrecisionServer:
             agent: Chooses levels.
             guards: Stand between agent and bank; their safe plan replaces a missing answer.
             serving: Deadline and batching.
-            properties: Returns the input properties of a batch, float64 [F], means over it.
             shadow: Checks a share of what is served.
+            properties: Returns the input properties of a batch, float64 [F], means over it.
         """
         self._bank, self._agent, self._guards = bank, agent, guards
         self._serving, self._properties, self._shadow = serving, properties, shadow
@@ -196,8 +140,10 @@ class _Run:
         self._parts, self._stream, self._layout = server, stream, layout
         self._answer_within_s = answer_within_s
         self._plan = server._guards.safe
+        self._row = self._plan.to_row()
         self._first, self._size, self._head = 0, 0, 0
         self._served = self._late = self._dropped = 0
+        self._unreported = 0  # dropped, and no report says so yet
         self._busy_s, self._slow, self._paused = 0.0, 0, 0
         self._reports: list[NDArray[np.float64]] = []
         self._times: list[tuple[float, float]] = []
@@ -206,9 +152,9 @@ class _Run:
         self._answers = np.full(n, -1, dtype=np.int64)
         self._latency_s = np.full(n, math.nan)
         self._signals = np.zeros(layout.size)
-        self._last: dict[str, float] = {}
+        self._last = (0.0, 0.0, 0.0, 0.0, 0.0)  # the signals whose names begin with last_
         self._clip = np.zeros(layout.n_stages)
-        self._start = time.perf_counter()
+        self._start, self._start_cpu_s = time.perf_counter(), time.thread_time()
 
     def _now_s(self) -> float:
         return time.perf_counter() - self._start
@@ -224,8 +170,10 @@ class _Run:
             gone = max(expired - self._head, 0)
             self._dropped += gone
             self._head += gone
+            self._unreported += gone
             if self._reports:
-                self._reports[-1][REPORT_INDEX["dropped"]] = gone
+                self._reports[-1][REPORT_INDEX["dropped"]] = self._unreported
+                self._unreported = 0
         if self._head >= len(arrival_s):
             return False
         possible_s = max(free_s, float(arrival_s[self._head]))
@@ -239,32 +187,37 @@ class _Run:
     # Deciding
 
     def _write_signals(self, x: Tensor) -> None:
-        """Write what the controller may see."""
+        """Write what the controller may see, in the order of `PRECISION_SIGNALS`."""
         layout, signals = self._layout, self._signals
         estimate = self._parts._shadow.estimate()
         head_s = self._dispatch_s - float(self._stream.arrival_s[self._first])
-        values = {
-            "time_s": self._dispatch_s,
-            "requests_in": self._head + self._waiting,
-            "requests_served": self._served,
-            "requests_late": self._late,
-            "requests_dropped": self._dropped,
-            "busy_s": self._busy_s,
-            "waiting": self._waiting,
-            "batch": self._size,
-            "head_slack_s": self._parts._serving.deadline_s - head_s,
-            "shadow_checks": estimate.checks,
-            "shadow_disagreement": estimate.disagreement,
-            "shadow_low": estimate.low,
-            "shadow_high": estimate.high,
-            **self._last,
-        }
-        for name, value in values.items():
-            signals[layout.index[name]] = value
-        signals[layout.property_columns] = self._parts._properties(x)
+        signals[: layout.property_columns.start] = (
+            self._dispatch_s,
+            self._head + self._waiting,
+            self._served,
+            self._late,
+            self._dropped,
+            self._busy_s,
+            self._waiting,
+            self._size,
+            self._parts._serving.deadline_s - head_s,
+            *self._last,
+            estimate.checks,
+            estimate.disagreement,
+            estimate.low,
+            estimate.high,
+        )
+        signals[layout.property_columns] = self._measure_properties(x)
         signals[layout.clip_columns] = self._clip
         signals[layout.sqnr_columns] = estimate.sqnr_db
-        signals[layout.plan_columns] = self._plan.to_row()
+        signals[layout.plan_columns] = self._row
+
+    def _measure_properties(self, x: Tensor) -> NDArray[np.float64] | float:
+        try:
+            return self._parts._properties(x)
+        except Exception:  # a broken monitor is a silent one: guards see NaN
+            _logger.exception("the input properties could not be measured")
+            return math.nan
 
     def _decide(self) -> tuple[PrecisionPlan, PrecisionPlan | None, tuple[str, ...]]:
         """Return the plan to run, what was proposed, and why they differ."""
@@ -303,9 +256,9 @@ class _Run:
         self._write_signals(x)
         plan, proposed, causes = self._decide()
         self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
-        before = self._plan
-        if not np.array_equal(plan.to_row(), before.to_row()):
-            self._plan = replace(plan, version=before.version + 1)
+        before, row = self._plan, plan.to_row()
+        if not np.array_equal(row, self._row):
+            self._plan, self._row = replace(plan, version=before.version + 1), row
         self._causes.update(causes)
         if plan.levels != before.levels:
             asked = None if proposed is None else proposed.levels
@@ -373,13 +326,8 @@ class _Run:
         }
         self._reports.append(np.array([float(values[name]) for name in REPORT_COLUMNS]))
         service_s = end_s - self._dispatch_s
-        self._last = {
-            "last_service_s": service_s,
-            "last_batch": n,
-            "last_margin": float(margins.mean()),
-            "last_low_margin_share": float((margins < LOW_MARGIN).mean()),
-            "last_escalated_share": float(again.mean()),
-        }
+        low_share, again_share = float((margins < LOW_MARGIN).mean()), float(again.mean())
+        self._last = (service_s, float(n), float(margins.mean()), low_share, again_share)
         self._busy_s += service_s
         self._head += n
         self._served += n
@@ -397,18 +345,6 @@ class _Run:
             causes=self._causes,
             decision_s=times[:, 0],
             late_start_s=times[:, 1],
+            busy_s=self._busy_s,
+            cpu_s=time.thread_time() - self._start_cpu_s,
         )
-
-
-def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the most likely class of each sample and by how much it leads.
-
-    Args:
-        output: float32 [n, classes], logits.
-
-    Returns:
-        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
-    """
-    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
-    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
-    return classes[:, 0].numpy().copy(), margin

@@ -8,6 +8,7 @@ With a share of 0 there is no thread, and offering a batch costs a comparison.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections import deque
@@ -102,9 +103,8 @@ class ShadowCheck:
         self._reference = (0,) * n_stages
         self._rng = np.random.default_rng(seed)
         self._window: deque[bool] = deque(maxlen=window)
-        self._sqnr_db = np.zeros(n_stages)
+        self._estimate = ShadowEstimate(0, 0.0, *wilson_interval(0, 0), np.zeros(n_stages))
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=waiting)
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def offer(self, x: Tensor, answers: NDArray[np.int64], levels: Assignment) -> int:
@@ -135,11 +135,12 @@ class ShadowCheck:
         return len(chosen)
 
     def estimate(self) -> ShadowEstimate:
-        """Return what is known by now."""
-        with self._lock:
-            checks, wrong, noise = len(self._window), sum(self._window), self._sqnr_db.copy()
-        low, high = wilson_interval(wrong, checks)
-        return ShadowEstimate(checks, wrong / max(checks, 1), low, high, noise)
+        """Return what is known by now.
+
+        After a check that failed nothing is known, until one succeeds: shares and SQNRs are NaN,
+        and guards take the monitor for a silent one.
+        """
+        return self._estimate
 
     def wait(self) -> None:
         """Wait until all queued checks are done."""
@@ -169,6 +170,9 @@ class ShadowCheck:
                     self._check(job)
             except Exception:  # a failing check must not end the checking
                 self.failed += 1
+                self._window.clear()
+                unknown = np.full(len(self._reference), math.nan)
+                self._estimate = ShadowEstimate(0, math.nan, math.nan, math.nan, unknown)
                 _logger.exception("a shadow check failed")
             finally:
                 self._jobs.task_done()
@@ -178,9 +182,12 @@ class ShadowCheck:
         reference = self._bank.probe(job.x, self._reference)
         differs = reference.output.argmax(dim=1).numpy() != job.answers
         noise = self._noise(job, reference.stages)
-        with self._lock:
-            self._window.extend(differs.tolist())
-            self._sqnr_db = noise
+        self._window.extend(differs.tolist())
+        checks, wrong = len(self._window), sum(self._window)
+        # One assignment: a reader sees the old estimate or the new one, never half of each.
+        self._estimate = ShadowEstimate(
+            checks, wrong / checks, *wilson_interval(wrong, checks), noise
+        )
 
     def _noise(self, job: _Job, reference: Sequence[Tensor]) -> NDArray[np.float64]:
         """Return each stage's SQNR on the input that the reference gives it."""

@@ -27,6 +27,7 @@ from experiments.calibrate import (
 )
 from experiments.cli import CONF
 from experiments.errors import ConfigError
+from experiments.precision.latencies import OVERHEAD
 from experiments.record import RunFolder
 from simulators.precision.profile import PrecisionProfile
 
@@ -123,8 +124,9 @@ def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
     for level in ("fp32", "int8"):
         assignment = profile.assignment(level)
         said = "/".join([level] * len(profile.stages))
-        predicted = profile.predict_latency_s(assignment, 4)
+        predicted = profile.predict_latency_s(assignment, 4) - profile.fixed_s[0]
         assert predicted == pytest.approx(latencies.loc[said, "predicted_s"], rel=0.05)
+    assert profile.fixed_s == pytest.approx([latencies.loc[OVERHEAD, "steady_s"]])
     np.testing.assert_array_equal(profile.latency_s, held_out.latency_s)
     assert (profile.truth != held_out.truth).any()
     # noise is seen in the property that estimates it, and costs accuracy

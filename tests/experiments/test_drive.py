@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from agents.export import bundle_of
 from agents.heuristics.constant import ConstantAgent
-from experiments.drive import DECISIONS, REPORTS, ROWS, alternated, beside, changes, drive
+from experiments.drive import DECISIONS, beside, changes, drive
 from experiments.drive_view import DriveView, plan_words
 from experiments.errors import REPOSITORY, explain_run
 from experiments.measure import real_jobs
@@ -27,6 +27,7 @@ from experiments.real_run import Unwatched, check_counts, episode_world, predict
 from experiments.record import results_root
 from experiments.roster import Driver, drivers
 from experiments.training import silent
+from experiments.turns import REPORTS, ROWS, alternated
 from experiments.worlds import Part, build_world
 from runtime.plan import Plan, Policy, Pools
 from runtime.policy import WEIGHTS
@@ -240,8 +241,7 @@ def test_after_ctrl_c_training_goes_on_from_its_checkpoint(tmp_path: Path) -> No
 def test_repetitions_alternate() -> None:
     plan = Plan()
     roster = [Driver(name, ConstantAgent(name, plan), plan, {}) for name in "ABC"]
-    world: Any = None
-    turns = alternated([(world, np.uint64(r)) for r in range(4)], roster)
+    turns = alternated(range(4), roster)
     order = "".join(turn.driver.name for turn in turns)
     assert order == "ABC" + "BCA" + "CAB" + "ABC"
     assert [turn.repetition for turn in turns] == [r for r in range(4) for _ in range(3)]

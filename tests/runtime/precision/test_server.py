@@ -17,13 +17,12 @@ from runtime.precision.server import (
     PAUSE_BATCHES,
     SLOW_ANSWERS,
     PrecisionServer,
-    RequestStream,
-    Served,
     answers_of,
 )
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX, PrecisionSnapshot, SignalLayout
+from runtime.precision.streams import RequestStream, Served
 
 LAYOUT = SignalLayout(2, ("brightness",))
 SAFE = PrecisionPlan((1, 1))
@@ -86,8 +85,8 @@ def _serve(
         agent,
         _guards(),
         serving or Serving(deadline_s=10.0, max_batch=8),
-        lambda x: np.array([float(x.mean())]),
         ShadowCheck(bank, 2, 0.0),
+        lambda x: np.array([float(x.mean())]),
     )
     return server.serve(_stream(arrival_s), LAYOUT)
 
