@@ -56,6 +56,9 @@ def build_profile(
         what = f"answers of all assignments, condition {k + 1} of {len(inputs_of)}"
         answers.append(_answers(trained, x, part.y, exact, partial(report, what)))
     observed = [_observed(trained, x[:_PROBED]) for x in inputs_of]
+    # A stage too short to be told from nothing may have been fitted slightly below it.
+    latency_s = np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0)
+    transition_s = np.stack([at.fit.transition_s for at in measured])
     return PrecisionProfile(
         network=trained.name,
         stages=bank.stages,
@@ -65,9 +68,8 @@ def build_profile(
         conditions=conditions,
         property_names=PROPERTY_NAMES,
         fixed_s=np.array([at.overhead_s for at in measured]),
-        # A stage too short to be told from nothing may have been fitted slightly below it.
-        latency_s=np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0),
-        transition_s=np.stack([at.fit.transition_s for at in measured]),
+        latency_s=latency_s,
+        transition_s=np.maximum(transition_s, _least_transition_s(latency_s)),
         sigma=np.array([at.sigma for at in measured]),
         bytes=_bytes(trained),
         truth=part.y.astype(np.uint8),
@@ -94,6 +96,16 @@ def shown(part: Part, condition: str, seed: int) -> Tensor:
     if not name:
         return inputs(part.x)
     return inputs(corrupt(part.x, name, int(severity), np.random.default_rng(seed)))
+
+
+def _least_transition_s(latency_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what a border can save at most, float64 [B, S-1, P, P], as negative seconds.
+
+    Less than half of either stage beside it, so that a chain always takes time: a fit to few and
+    noisy latencies may say more.
+    """
+    before, after = latency_s[:, :-1, :, None], latency_s[:, 1:, None, :]
+    return np.asarray(-0.45 * np.minimum(before, after))
 
 
 def _answers(

@@ -16,7 +16,7 @@ from experiments.schema import read_node
 from experiments.training import silent
 from simulators.precision.fit import LatencyFit
 
-LEVELS = ("fp32", "int8", "int8_half")
+LEVELS = ("fp32", "int8", "int8_quarter")
 SMALL = (
     "env=staged_precision",
     "size=smoke",

@@ -32,7 +32,7 @@ from experiments.record import RunFolder
 from simulators.precision.profile import PrecisionProfile
 
 Compose = Callable[..., DictConfig]
-OFFERED = ("fp32", "int8", "int8_half")
+OFFERED = ("fp32", "int8", "int8_quarter")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         "calibration.samples=120",
         "calibration.conditions=[clean,noise-4]",
         "calibration.profiled=60",
+        "size.latencies={assignments:40,rounds:3}",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words: compose("config", overrides=[*fixed, *words])

@@ -37,7 +37,7 @@ from runtime.precision.streams import Served
 from simulators.precision.profile import PrecisionProfile
 from tests.experiments.precision_banks import LEVELS, SMALL, calibrated_bank, profiles
 
-CASCADE = "{name: cascade, levels: [int8_half], escalate_below: 0.5, escalate_levels: [fp32]}"
+CASCADE = "{name: cascade, levels: [int8_quarter], escalate_below: 0.5, escalate_levels: [fp32]}"
 
 
 class Small(NamedTuple):
@@ -208,7 +208,10 @@ def test_a_stage_without_a_level_runs_the_next_higher_one(small: Small) -> None:
         (["drive.passive=true"], "drive.passive is true"),
         (["workload.load=1e-7"], "no request arrives"),
         (["bank.buckets=[8]"], "has the batch sizes 1, 8, the bank 8"),
-        (["bank.levels=[fp32,int8]"], "has the levels fp32, int8, int8_half, the bank fp32, int8"),
+        (
+            ["bank.levels=[fp32,int8]"],
+            "has the levels fp32, int8, int8_quarter, the bank fp32, int8",
+        ),
         (["seed=1"], "the network was trained anew"),
     ],
 )
