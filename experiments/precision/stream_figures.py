@@ -191,7 +191,9 @@ def _shade(axes: Axes, given: pd.DataFrame) -> None:
 
     for first, last in pairwise(places):
         if conditions[first] != "clean":
-            axes.axvspan(time_s[first], time_s[last], color=CORRUPTED_COLOUR, linewidth=0)
+            axes.axvspan(
+                time_s[first], time_s[last], color=CORRUPTED_COLOUR, linewidth=0, zorder=0.2
+            )
 
 
 def _raster(
