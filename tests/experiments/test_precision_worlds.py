@@ -178,7 +178,7 @@ def test_a_saved_run_rebuilds_its_world(tmp_path: Path) -> None:
         (["env.network=fashion_cnn"], r"env.network is 'fashion_cnn', but the profile is one of"),
         (["env.profile=absent.npz"], r"env.profile is 'absent.npz', which is no file.*calibrate"),
         (["env.held_out_profile=x.npz"], "env.profile is null; give both"),
-        (["workload.span_s=4"], r"train part of workload request_bursts has 2\.8 s"),
+        (["workload.span_s=2"], r"train part of workload request_bursts has 1\.4 s"),
     ],
 )
 def test_mistakes_are_named_with_the_place_and_the_remedy(words: list[str], message: str) -> None:
