@@ -25,6 +25,19 @@ from experiments.precision.answers import HELD_OUT as MODEL_HELD_OUT
 from experiments.precision.answers import modelled_answers
 from experiments.precision.banks import TrainedBank, inputs, open_bank
 from experiments.precision.calibration import (
+    CHOSEN,
+    EVERY,
+    FIT,
+    FRONT,
+    HELD_OUT,
+    KERNELS,
+    LATENCIES,
+    LEVELS,
+    MODELLED,
+    PROFILE,
+    RIVALS,
+    TABLE,
+    TRIALS,
     Calibrated,
     CalibrationNode,
     calibrate,
@@ -42,6 +55,7 @@ from experiments.precision.latencies import (
     rival_table,
 )
 from experiments.precision.profiling import build_profile
+from experiments.precision.reference import record_bank
 from experiments.provenance import command_line, machine_summary
 from experiments.record import RunFolder, open_run
 from experiments.schema import read_node
@@ -50,12 +64,6 @@ from runtime.precision.corruptions import corrupt, corruption_names, input_kind
 from runtime.precision.measure import measure_latencies
 from runtime.precision.training_mode import Assignment
 
-LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES = (
-    *("levels.csv", "trials.csv", "assignments.csv", "chosen.csv", "latencies.csv"),
-)
-RIVALS, FIT = "rivals.csv", "fit.csv"
-TABLE, FRONT, KERNELS = "calibration.json", "front.png", "kernels.json"
-PROFILE, HELD_OUT, MODELLED = "profile.npz", "profile_held_out.npz", "modelled.csv"
 SEVERITY = 3
 """Severity of the corruptions in the table of levels."""
 
@@ -239,6 +247,7 @@ def task(config: DictConfig) -> None:
     _show_rivals(pd.read_csv(run.path / RIVALS))
     _show_trials(pd.read_csv(run.path / TRIALS))
     _show_chosen(chosen)
+    record_bank(config, run)
     say(f"tables and figure: {shown_path(run.path)}")
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
+from experiments.claim_maker import ClaimMaker
 from experiments.claims import REFERENCE, Claim, record_claims
 from experiments.compare import REFERENCE_AGENT, ROWS, by_agent, headroom
 from experiments.errors import ConfigError
-from experiments.files import file_sha256, write_csv
-from experiments.provenance import machine_summary
+from experiments.files import write_csv
 from experiments.record import RunFolder
 from experiments.statistics import Estimate, paired_change
 from experiments.throughput import HIGHEST
@@ -64,7 +62,13 @@ def record_reference(config: DictConfig, tables: Path, compared: list[RunFolder]
         shutil.copy2(path, REFERENCE / path.name)
     simulated = pd.concat([pd.read_csv(run.path / ROWS) for run in compared], ignore_index=True)
     write_csv(REFERENCE / "simulated.csv", simulated)
-    maker = _Maker(config)
+    maker = ClaimMaker(
+        reference=REFERENCE,
+        command="make reproduce SIZE=paper record=true",
+        data=str(config.workload.name),
+        seeds=tuple(range(int(config.size.headline_seeds))),
+        reasons=WHY,
+    )
     claims = [
         *_simulated(simulated, maker),
         *_throughput(pd.read_csv(REFERENCE / "throughput.csv"), maker),
@@ -73,44 +77,7 @@ def record_reference(config: DictConfig, tables: Path, compared: list[RunFolder]
     record_claims(claims, record=True, reference=REFERENCE)
 
 
-class _Maker:
-    """Fills in what all claims of a run have in common."""
-
-    def __init__(self, config: DictConfig) -> None:
-        self._data = str(config.workload.name)
-        self._seeds = tuple(range(int(config.size.headline_seeds)))
-
-    def __call__(
-        self,
-        identity: str,
-        what: str,
-        value: Estimate,
-        source: str,
-        aim: str | None = None,
-        why: str = "",
-    ) -> Claim:
-        finite = bool(np.isfinite(value.low))
-        claim = Claim(
-            id=identity,
-            what=what,
-            value=value.value,
-            low=value.low if finite else None,
-            high=value.high if finite else None,
-            unit="%",
-            aim=aim,
-            why=WHY.get(identity, why),
-            command="make reproduce SIZE=paper record=true",
-            seeds=self._seeds,
-            data=self._data,
-            machine=machine_summary(),
-            date=datetime.now(UTC).date().isoformat(),
-            source=source,
-            source_sha256=file_sha256(REFERENCE / source),
-        )
-        return claim if claim.met is False else replace(claim, why="")
-
-
-def _simulated(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
+def _simulated(table: pd.DataFrame, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on held-out arrivals in the simulator."""
     for (env, load), rows in table.groupby(["env", "load"]):
         fixed = str(env).endswith("fixed_interval")
@@ -137,7 +104,7 @@ def _simulated(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
             yield make(f"sim.{tag}.clairvoyant-vs-idle", what, left_over, "simulated.csv")
 
 
-def _throughput(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
+def _throughput(table: pd.DataFrame, make: ClaimMaker) -> Iterator[Claim]:
     rates = table.groupby("agent")["rate_per_s"].mean()
     for rival in ("spark_default", "static_best"):
         gain = 100.0 * (rates["ppo"] / rates[rival] - 1.0)
@@ -159,7 +126,7 @@ def prediction_errors(table: pd.DataFrame, column: str) -> pd.Series:
     return 100.0 * (means["simulated"] / means["measured"] - 1.0)
 
 
-def _real(table: pd.DataFrame, make: _Maker) -> Iterator[Claim]:
+def _real(table: pd.DataFrame, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on real torch execution."""
     tuned = table[table["study"] != VERIFY]
     measured = tuned[tuned["source"] == "measured"]

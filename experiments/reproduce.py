@@ -1,5 +1,8 @@
 """The whole flow: `make reproduce`; `make reproduce SIZE=paper record=true` writes the claims.
 
+With `ARGS="env=staged_precision network=..."` the flow is that of staged precision, see
+`experiments.precision.reproduction`.
+
 measure -> simulate -> train -> compare -> export -> drive -> tables and figures. Every step is a
 run folder of its own; a second start skips what is finished.
 """
@@ -24,6 +27,7 @@ from experiments.compare import (
     headroom,
 )
 from experiments.console import CONSOLE, line_per_step, progress_bar, say, show_table, shown_path
+from experiments.domains import Domain, domain_of
 from experiments.drive import drive
 from experiments.errors import REPOSITORY
 from experiments.figure_style import save_figure
@@ -31,6 +35,7 @@ from experiments.files import write_csv
 from experiments.lineup import line_up
 from experiments.measure import PROFILE, measure
 from experiments.parallel import train_all
+from experiments.precision.reproduction import reproduce_streams
 from experiments.record import RunFolder, results_root, run_path
 from experiments.reference import record_reference
 from experiments.throughput import throughput
@@ -216,8 +221,9 @@ def reproduce(config: DictConfig, report: Report) -> None:
 def task(config: DictConfig) -> None:
     """Reproduce with one progress display throughout."""
     config = settled(config, CONSOLE.print)
+    flow = reproduce_streams if domain_of(config) is Domain.PRECISION else reproduce
     with progress_bar() as bar:
-        reproduce(config, line_per_step(bar))
+        flow(config, line_per_step(bar))
 
 
 if __name__ == "__main__":

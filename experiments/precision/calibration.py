@@ -29,6 +29,14 @@ from runtime.precision.training_mode import (
     hold_chain,
 )
 
+LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES = (
+    *("levels.csv", "trials.csv", "assignments.csv", "chosen.csv", "latencies.csv"),
+)
+RIVALS, FIT = "rivals.csv", "fit.csv"
+TABLE, FRONT, KERNELS = "calibration.json", "front.png", "kernels.json"
+PROFILE, HELD_OUT, MODELLED = "profile.npz", "profile_held_out.npz", "modelled.csv"
+"""Files of a calibration's run folder."""
+
 CONDITIONS = {
     "image": ["clean", "noise-3", "noise-5", "contrast-4", "occlusion-4"],
     "audio": ["clean", "noise-3", "noise-5", "clipping-4", "dropout-4"],

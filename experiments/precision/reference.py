@@ -1,0 +1,260 @@
+"""Staged precision in results/reference: tables, figures and claims (only with record=true)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from experiments.claim_maker import ClaimMaker
+from experiments.claims import REFERENCE, Claim, record_claims
+from experiments.errors import ConfigError
+from experiments.precision.calibration import (
+    CHOSEN,
+    FIT,
+    FRONT,
+    KERNELS,
+    LEVELS,
+    MODELLED,
+    RIVALS,
+    TRIALS,
+)
+from experiments.precision.rivals import COMPILED, OPENVINO
+from experiments.precision.summary import (
+    CLAIRVOYANT,
+    SMALL_HEADROOM,
+    STATIC_BEST,
+    closed,
+    difference,
+    headroom,
+    scores_of,
+)
+from experiments.record import RunFolder
+from experiments.statistics import Estimate
+from runtime.precision.machine import has_matrix_units
+
+FOLDER = "precision"
+MAIN_STREAM = "both"
+CASCADE, HEADLINE = "confidence_cascade", "ppo"
+LOAD_ONLY = ("slack_fit", "model_switching", "stage_shedding")
+BUDGET = 0.005
+"""Accuracy on clean samples that a faster assignment may lose."""
+_KINDS = (".csv", ".md", ".png")
+_TABLES = (LEVELS, CHOSEN, TRIALS, RIVALS, FIT, MODELLED, KERNELS, FRONT, f"{Path(FRONT).stem}.md")
+
+
+def record_bank(config: DictConfig, calibrated: RunFolder) -> None:
+    """Copy the tables of a calibration to results/reference and write its claims, if asked to.
+
+    Args:
+        config: With `record`, `size.name`, `network` and `calibration.batch`.
+        calibrated: The calibration.
+
+    Raises:
+        ConfigError: Recording was asked for at another size than paper.
+    """
+    if not config.record:
+        return
+    folder = _folder(config)
+    _copy([calibrated.path / name for name in _TABLES], folder)
+    network = str(config.network.name)
+    make = ClaimMaker(
+        reference=REFERENCE,
+        command=f'make calibrate SIZE=paper ARGS="network={network} record=true"',
+        data=str(config.network.data),
+    )
+    claims = bank_claims(folder, network, int(config.calibration.batch), make)
+    record_claims(claims, record=True, reference=REFERENCE)
+
+
+def record_streams(config: DictConfig, tables: Path) -> None:
+    """Copy tables and figures of streams to results/reference and write their claims, if asked to.
+
+    Args:
+        config: With `record`, `size`, `network` and `workload`.
+        tables: Folder of the joint tables and figures of a network's streams.
+
+    Raises:
+        ConfigError: Recording was asked for at another size than paper.
+    """
+    if not config.record:
+        return
+    folder = _folder(config)
+    _copy([path for path in tables.iterdir() if path.suffix in _KINDS], folder)
+    network = str(config.network.name)
+    words = f"env=staged_precision network={network}"
+    make = ClaimMaker(
+        reference=REFERENCE,
+        command=f'make reproduce SIZE=paper record=true ARGS="{words}"',
+        data=f"{config.network.data}, {config.workload.name}",
+        seeds=tuple(range(int(config.size.precision.headline_seeds))),
+        unit="points",
+    )
+    claims = [
+        *stream_claims(folder, network, make),
+        *prediction_claims(folder, network, replace(make, seeds=())),
+    ]
+    record_claims(claims, record=True, reference=REFERENCE)
+
+
+def _folder(config: DictConfig) -> Path:
+    if config.size.name != "paper":
+        raise ConfigError(
+            f"record=true with size={config.size.name}; results/reference is made with size=paper"
+        )
+    return REFERENCE / FOLDER / str(config.network.name)
+
+
+def _copy(paths: Iterable[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        shutil.copy2(path, folder / path.name)
+
+
+def bank_claims(folder: Path, network: str, batch: int, make: ClaimMaker) -> Iterator[Claim]:
+    """Claims on the bank alone: throughput at the allowed loss, and the additive model of latency.
+
+    Args:
+        folder: Tables of the network.
+        network: Its name.
+        batch: Batch size that counts.
+        make: Makes claims.
+    """
+    chosen = pd.read_csv(folder / CHOSEN).set_index("chosen_by")
+    levels = pd.read_csv(folder / LEVELS).set_index("level")
+    rivals = pd.read_csv(folder / RIVALS).set_index(["rival", "batch"])
+    column, source = f"batch_{batch}_ms", f"{FOLDER}/{network}/{CHOSEN}"
+    name = "best of all" if "best of all" in chosen.index else "integer programme"
+    best_ms = float(chosen.loc[name, column])
+    floor = float(chosen.loc["fp32", "calibration"]) - BUDGET - 1e-12
+    good = [level for level in levels.index if chosen.loc[level, "calibration"] >= floor]
+    uniform_ms = float(chosen.loc[good, column].min())
+    times, what = replace(make, unit="x"), f"{network}, batch {batch}, one thread"
+    allowed = f"the fastest assignment ({name}) within 0.5 points on clean calibration samples"
+    if (COMPILED, batch) in rivals.index:
+        aim = ">= 4" if has_matrix_units() else ">= 1.9"
+        said = f"throughput of {allowed} over compiled fp32, {what}"
+        rival_ms = float(rivals.loc[(COMPILED, batch), "ms"])
+        name_of, why = f"bank.{_id(network)}.vs-compiled-fp32", _both(best_ms, rival_ms)
+        yield times(name_of, said, rival_ms / best_ms, source, aim, why)
+    said = f"throughput of {allowed} over the best uniform level within them, {what}"
+    why = "no mixed assignment is faster than the best uniform level here"
+    ratio = uniform_ms / best_ms
+    yield times(f"bank.{_id(network)}.vs-uniform", said, ratio, source, "> 1", why)
+    if (OPENVINO, batch) in rivals.index:
+        for size, aim in ((batch, "<= 1.5"), (1, None)):
+            mine_ms = float(chosen.loc[name, f"batch_{size}_ms"])
+            said = f"latency of {allowed} over OpenVINO int8 of the whole, batch {size}, {network}"
+            rival_ms = float(rivals.loc[(OPENVINO, size), "ms"])
+            claim, why = f"bank.{_id(network)}.vs-openvino.batch-{size}", _both(mine_ms, rival_ms)
+            yield times(claim, said, mine_ms / rival_ms, source, aim, why)
+    fit, source = pd.read_csv(folder / FIT), f"{FOLDER}/{network}/{FIT}"
+    for figure, aim in (("mean", "<= 4"), ("worst", "<= 20")):
+        said = (
+            f"{figure} error of the predicted latency of held-out assignments, {network}, worst "
+            "batch size"
+        )
+        rows = ", ".join(
+            f"{100 * v:.1f} % at {b}" for b, v in zip(fit["batch"], fit[figure], strict=True)
+        )
+        why = f"by batch size: {rows}"
+        value = 100.0 * float(fit[figure].max())
+        yield make(f"bank.{_id(network)}.latency-{figure}", said, value, source, aim, why)
+
+
+def stream_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[Claim]:
+    """Claims on streams: headroom in simulation, and the best agents, simulated and real."""
+    simulated = pd.read_csv(folder / "simulated.csv")
+    real = pd.read_csv(folder / "real.csv")
+    measured = real[real["source"] == "measured"]
+    source = f"{FOLDER}/{network}/simulated.csv"
+    for stream, rows in simulated.groupby("stream", sort=False):
+        said = f"headroom of the clairvoyant reference over static best, {network}, {stream}"
+        room = headroom(rows)
+        yield make(f"sim.{_id(network)}.{stream}.headroom", said, _points(room), source)
+    main = {
+        "sim": (simulated[simulated["stream"] == MAIN_STREAM], "simulated", source),
+        "real": (
+            measured[measured["stream"] == MAIN_STREAM],
+            "real execution",
+            f"{FOLDER}/{network}/real.csv",
+        ),
+    }
+    for kind, (rows, said_how, own) in main.items():
+        yield from _against_rivals(rows, network, (kind, said_how, own), make)
+    rows = main["sim"][0]
+    part = closed(rows, HEADLINE)
+    if np.isfinite(part.value):
+        said = f"headroom closed by {HEADLINE}, {network}, {MAIN_STREAM}, simulated"
+        value = Estimate(100 * part.value, 100 * part.low, 100 * part.high)
+        best = max(
+            (n for n in scores_of(rows) if n != CLAIRVOYANT and not n.startswith("hindsight")),
+            key=lambda n: closed(rows, n).value,
+        )
+        why = f"the most is closed by {best}: {100 * closed(rows, best).value:.0f} %"
+        percent = replace(make, unit="%")
+        yield percent(f"sim.{_id(network)}.both.closed", said, value, source, ">= 60", why)
+
+
+def _against_rivals(
+    rows: pd.DataFrame, network: str, where: tuple[str, str, str], make: ClaimMaker
+) -> Iterator[Claim]:
+    """Claims of the best combined agent against rivals on the main stream."""
+    kind, how, source = where
+    scores = scores_of(rows)
+    for agent in (HEADLINE, "slack_cascade"):
+        for rival in (STATIC_BEST, CASCADE, *LOAD_ONLY):
+            if agent not in scores or rival not in scores:
+                continue
+            aim = ">= 3" if rival == STATIC_BEST else "> 0"
+            change = _points(difference(scores, agent, rival))
+            room = 100.0 * difference(scores, CLAIRVOYANT, rival).value if kind == "sim" else None
+            why = "the clairvoyant reference was not run for real"
+            if room is not None:
+                why = f"the clairvoyant reference itself is {room:.1f} points above {rival}"
+                if room < 100.0 * SMALL_HEADROOM:
+                    why += ": adapting is not worth it here"
+            said = f"effective accuracy, {agent} against {rival}, {network}, {MAIN_STREAM}, {how}"
+            name = f"{kind}.{_id(network)}.both.{_id(agent)}-vs-{_id(rival)}"
+            yield make(name, said, change, source, aim, why)
+            missed = scores_of(rows, "missed_share")
+            said = f"missed requests, {agent} against {rival}, {network}, {MAIN_STREAM}, {how}"
+            yield make(f"{name}.missed", said, _points(difference(missed, agent, rival)), source)
+
+
+def prediction_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[Claim]:
+    """Claims on how far predictions of real streams are off, worst over agents and streams."""
+    table, source = pd.read_csv(folder / "real.csv"), f"{FOLDER}/{network}/real.csv"
+    for column, said, relative in (
+        ("effective_accuracy", "effective accuracy", False),
+        ("p50_s", "median latency", True),
+        ("p99_s", "p99 latency", True),
+    ):
+        means = table.groupby(["stream", "agent", "source"])[column].mean().unstack("source")
+        off = means["simulated"] - means["measured"]
+        off = (off / means["measured"] if relative else off).abs()
+        worst = ", ".join(str(part) for part in off.idxmax())
+        what = (
+            f"largest error of the predicted {said} over {len(off)} agents and streams ({worst}), "
+            f"{network}, real execution"
+        )
+        own = replace(make, unit="%" if relative else "points")
+        name = f"real.{_id(network)}.prediction.{column.removesuffix('_s').replace('_', '-')}"
+        yield own(name, what, 100.0 * float(off.max()), source)
+
+
+def _points(estimate: Estimate) -> Estimate:
+    return Estimate(100.0 * estimate.value, 100.0 * estimate.low, 100.0 * estimate.high)
+
+
+def _both(own_ms: float, rival_ms: float) -> str:
+    return f"{own_ms:.2f} ms against {rival_ms:.2f} ms"
+
+
+def _id(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,189 @@
+"""The whole flow of staged precision: `make reproduce ARGS="env=staged_precision network=..."`.
+
+calibrate -> make agents -> compare on four streams -> hide signals -> serve for real -> tables and
+figures. Every step is a run folder of its own; a second start skips what is finished.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.calibrate import calibrate_network
+from experiments.console import CONSOLE, say, show_table, shown_path
+from experiments.errors import REPOSITORY
+from experiments.figure_style import save_figure
+from experiments.files import write_csv
+from experiments.parallel import train_all
+from experiments.precision import stream_figures
+from experiments.precision.ablation import ablate, ablation_makers
+from experiments.precision.calibration import HELD_OUT, PROFILE
+from experiments.precision.compare import ROWS, SHOWN, SUMMARY, TIMELINE, compare_streams, shown
+from experiments.precision.driving import drive_streams, predictions
+from experiments.precision.lineup import makers
+from experiments.precision.reference import record_bank, record_streams
+from experiments.precision.summary import STATIC_BEST, headroom_line
+from experiments.record import COMPLETE, RunFolder, results_root, run_path
+from experiments.training import Report
+from simulators.precision.profile import PrecisionProfile
+
+MAIN_STREAM = "both"
+ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
+DRAWN_AGENTS = ("static_best", "confidence_cascade", "slack_cascade", "ppo")
+"""Agents of the timeline and of the figure of headroom."""
+
+
+class Made(NamedTuple):
+    """What a reproduction consists of.
+
+    Attributes:
+        calibrated: The calibration of the network.
+        compared: A comparison for each stream.
+        ablated: The ablation on the main stream.
+        driven: Real runs for each stream.
+    """
+
+    calibrated: RunFolder
+    compared: list[RunFolder]
+    ablated: RunFolder
+    driven: list[RunFolder]
+
+
+def reproduce_streams(config: DictConfig, report: Report) -> None:
+    """Run the whole flow of a settled configuration with `env=staged_precision`.
+
+    Args:
+        config: With `network`, `bank`, `calibration`, `env`, `workload`, `size`.
+        report: Told about progress.
+    """
+    CONSOLE.print(f"[bold]calibrate[/] {config.network.name} on this machine")
+    calibrated = calibrate_network(config, report)
+    config = with_profiles(config, calibrated)
+    settings = stream_settings(config)
+    CONSOLE.print("[bold]train[/] rules and learners on the calibrated profile")
+    _make_agents([c for s in settings for c in makers(s)] + ablation_makers(settings[-1]), report)
+    CONSOLE.print("[bold]compare[/] on held-out streams")
+    compared = [compare_streams(setting, report) for setting in settings]
+    ablated = ablate(settings[-1], report)
+    CONSOLE.print("[bold]drive[/] the real bank")
+    driven = [drive_streams(with_drive(setting), report, say) for setting in settings]
+    made = Made(calibrated, compared, ablated, driven)
+    folder = _tables(config)
+    _write_tables(made, folder)
+    draw(config, made, folder)
+    record_bank(config, calibrated)
+    record_streams(config, folder)
+    _last_words(made, folder)
+
+
+def with_profiles(config: DictConfig, calibrated: RunFolder) -> DictConfig:
+    """Return the configuration that simulates a calibrated network."""
+    paths = {"profile": PROFILE, "held_out_profile": HELD_OUT}
+    env = {key: _portable(calibrated.path / name) for key, name in paths.items()}
+    env["network"] = str(config.network.name)
+    return cast("DictConfig", OmegaConf.merge(config, {"env": env}))
+
+
+def _portable(path: Path) -> str:
+    resolved = path.resolve()
+    inside = resolved.is_relative_to(REPOSITORY)
+    return str(resolved.relative_to(REPOSITORY) if inside else resolved)
+
+
+def stream_settings(config: DictConfig) -> list[DictConfig]:
+    """Return the settings of all streams, the main one last.
+
+    All learners meet the main stream; the others the headline learner alone, with fewer seeds.
+    """
+    size = config.size.precision
+    names = [str(name) for name in size.streams]
+    order = sorted(names, key=lambda name: name == MAIN_STREAM)
+    fewer = {"learners": [size.learners[0]], "headline_seeds": int(size.seeds)}
+    settings = []
+    for name in order:
+        own = {} if name == order[-1] else {"size": {"precision": fewer}}
+        merged = OmegaConf.merge(config, {"env": {"stream": name}}, own)
+        settings.append(cast("DictConfig", merged))
+    return settings
+
+
+def with_drive(config: DictConfig) -> DictConfig:
+    """Return the configuration whose real runs last as long as the size gives streams."""
+    own = {"size": {"drive": config.size.precision.drive}}
+    return cast("DictConfig", OmegaConf.merge(config, own))
+
+
+def _make_agents(configs: list[DictConfig], report: Report) -> None:
+    distinct = {run_path(config): config for config in configs}
+    missing = [config for path, config in distinct.items() if not (path / COMPLETE).exists()]
+    if missing:
+        train_all(missing, report)
+
+
+def _tables(config: DictConfig) -> Path:
+    """Return the folder of joint tables and figures of a network."""
+    runs = results_root(config) / "runs" / str(config.size.name)
+    return runs / f"summary-{config.network.name}"
+
+
+def _write_tables(made: Made, folder: Path) -> None:
+    rows = pd.concat([pd.read_csv(run.path / ROWS) for run in made.compared], ignore_index=True)
+    write_csv(folder / SIMULATED, rows)
+    real = pd.concat([pd.read_csv(run.path / ROWS) for run in made.driven], ignore_index=True)
+    write_csv(folder / REAL, real)
+    write_csv(folder / ABLATION, pd.read_csv(made.ablated.path / SUMMARY))
+
+
+def draw(config: DictConfig, made: Made, folder: Path) -> None:
+    """Draw all figures from the tables."""
+    network = str(config.network.name)
+    words = f"env=staged_precision network={network}"
+    command = f'make reproduce SIZE={config.size.name} ARGS="{words}"'
+    simulated, real = pd.read_csv(folder / SIMULATED), pd.read_csv(folder / REAL)
+    measured = real[real["source"] == "measured"]
+    save_figure(
+        stream_figures.accuracy_by_agent(simulated),
+        folder / "streams.png",
+        "Requests answered correctly and in time by agent, simulated with a measured profile, "
+        f"held-out samples and arrivals, 95 % interval over episodes. Made by `{command}`.",
+    )
+    save_figure(
+        stream_figures.accuracy_by_agent(measured),
+        folder / "real.png",
+        "Requests answered correctly and in time by agent, measured on the real bank, 95 % "
+        f"interval over repetitions. Made by `{command}`.",
+    )
+    save_figure(
+        stream_figures.headroom_by_stream(simulated, [a for a in DRAWN_AGENTS if a != STATIC_BEST]),
+        folder / "headroom.png",
+        f"What adapting can win, and what agents win of it, simulated. Made by `{command}`.",
+    )
+    save_figure(
+        stream_figures.ablation(pd.read_csv(folder / ABLATION)),
+        folder / "ablation.png",
+        f"Cost of hiding a group of signals from the headline agent. Made by `{command}`.",
+    )
+    steps = pd.read_csv(made.compared[-1].path / TIMELINE)
+    levels = PrecisionProfile.load(made.calibrated.path / PROFILE).levels
+    drawn = [name for name in DRAWN_AGENTS if name in set(steps["agent"])]
+    save_figure(
+        stream_figures.stream_timeline(steps, drawn, levels),
+        folder / "timeline.png",
+        f"The first held-out episode, simulated: what agents chose. Made by `{command}`.",
+    )
+
+
+def _last_words(made: Made, folder: Path) -> None:
+    """Show what came out of every stream, simulated and real."""
+    for compared, driven in zip(made.compared, made.driven, strict=True):
+        stream = compared.config["env"]["stream"]
+        summary = pd.read_csv(compared.path / SUMMARY)
+        show_table(f"{stream}: held-out streams, simulated", shown(summary), SHOWN)
+        say(headroom_line(pd.read_csv(compared.path / ROWS)))
+        table = predictions(pd.read_csv(driven.path / ROWS))
+        show_table(f"{stream}: the real bank", table, list(table.columns))
+    show_table("signals hidden", pd.read_csv(folder / ABLATION), ["hidden", "change"])
+    say(f"tables and figures: {shown_path(folder)}")

@@ -1,0 +1,142 @@
+"""Claims of staged precision from made-up tables whose figures are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.claims import load_claims
+from experiments.errors import ConfigError
+from experiments.precision import reference
+from experiments.precision.calibration import CHOSEN, FIT, LEVELS, RIVALS
+from experiments.record import RunFolder
+
+CLEAN = {"fp32": 0.95, "int8": 0.948, "int8_quarter": 0.90, "best of all": 0.946}
+MS = {"fp32": 10.0, "int8": 4.0, "int8_quarter": 2.0, "best of all": 3.2}
+# Effective accuracy of each agent in two episodes; the clairvoyant is the best of all.
+SIMULATED = {"static_best": (0.80, 0.84), "confidence_cascade": (0.82, 0.84), "ppo": (0.84, 0.88)}
+REAL = {"static_best": 0.81, "confidence_cascade": 0.80, "ppo": 0.83}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    target = tmp_path / "reference"
+    target.mkdir()
+    monkeypatch.setattr(reference, "REFERENCE", target)
+    return target
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> RunFolder:
+    run = tmp_path / "calibration"
+    run.mkdir()
+    chosen = pd.DataFrame({"chosen_by": list(CLEAN), "calibration": list(CLEAN.values())})
+    chosen["batch_1_ms"], chosen["batch_16_ms"] = 0.5, list(MS.values())
+    chosen.to_csv(run / CHOSEN, index=False)
+    pd.DataFrame({"level": list(CLEAN)[:3]}).to_csv(run / LEVELS, index=False)
+    rivals = [("fp32 compiled", 16, 8.0), ("openvino int8", 16, 1.6), ("openvino int8", 1, 0.1)]
+    pd.DataFrame(rivals, columns=["rival", "batch", "ms"]).to_csv(run / RIVALS, index=False)
+    fit = {"batch": [1, 16], "mean": [0.01, 0.05], "worst": [0.1, 0.15]}
+    pd.DataFrame(fit).to_csv(run / FIT, index=False)
+    for name in set(reference._TABLES) - {CHOSEN, LEVELS, RIVALS, FIT}:
+        (run / name).write_text("made up")
+    return RunFolder(run, {})
+
+
+def settings(**changes: Any) -> DictConfig:
+    content = {
+        "record": True,
+        "size": {"name": "paper", "precision": {"headline_seeds": 2}},
+        "network": {"name": "small_net", "data": "digits"},
+        "calibration": {"batch": 16},
+        "workload": {"name": "bursts"},
+    }
+    return OmegaConf.create(content | changes)
+
+
+def test_claims_of_a_bank_state_the_figures_of_its_tables(
+    folder: Path, calibrated: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "has_matrix_units", lambda: False)
+    reference.record_bank(settings(), calibrated)
+    claims = load_claims(folder / "claims.json")
+    expected = {
+        "bank.small-net.vs-compiled-fp32": 2.5,
+        "bank.small-net.vs-uniform": 1.25,
+        "bank.small-net.vs-openvino.batch-16": 2.0,
+        "bank.small-net.vs-openvino.batch-1": 5.0,
+        "bank.small-net.latency-mean": 5.0,
+        "bank.small-net.latency-worst": 15.0,
+    }
+    assert {name: claim.value for name, claim in claims.items()} == pytest.approx(expected)
+    assert {name for name, claim in claims.items() if claim.met is False} == {
+        "bank.small-net.vs-openvino.batch-16",
+        "bank.small-net.latency-mean",
+    }
+    assert "3.20 ms against 1.60 ms" in claims["bank.small-net.vs-openvino.batch-16"].why
+    assert "1.0 % at 1, 5.0 % at 16" in claims["bank.small-net.latency-mean"].why
+    # with matrix units more is aimed at, and missed
+    monkeypatch.setattr(reference, "has_matrix_units", lambda: True)
+    reference.record_bank(settings(), calibrated)
+    missed = load_claims(folder / "claims.json")["bank.small-net.vs-compiled-fp32"]
+    assert (missed.aim, missed.met) == (">= 4", False)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    made = tmp_path / "tables"
+    made.mkdir()
+    common = {"stream": "both", "network": "small_net", "train_seed": 0}
+    rows = [
+        common
+        | {"agent": agent, "episode": k, "effective_accuracy": value, "missed_share": 0.1}
+        for agent, values in [*SIMULATED.items(), ("clairvoyant", (0.86, 0.90))]
+        for k, value in enumerate(values)
+    ]
+    pd.DataFrame(rows).to_csv(made / "simulated.csv", index=False)
+    real = [
+        common
+        | {"agent": agent, "episode": k, "source": source, "missed_share": 0.0}
+        | {"effective_accuracy": value + off, "p50_s": 0.01, "p99_s": 0.02 * scale}
+        for agent, value in REAL.items()
+        for k in range(2)
+        for source, off, scale in (("measured", 0.0, 1.0), ("simulated", 0.02, 1.1))
+    ]
+    pd.DataFrame(real).to_csv(made / "real.csv", index=False)
+    return made
+
+
+def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Path) -> None:
+    reference.record_streams(settings(), tables)
+    claims = load_claims(folder / "claims.json")
+    found = {name: claim.value for name, claim in claims.items()}
+    assert found["sim.small-net.both.headroom"] == pytest.approx(6.0)
+    assert found["sim.small-net.both.ppo-vs-static-best"] == pytest.approx(4.0)
+    assert found["sim.small-net.both.ppo-vs-confidence-cascade"] == pytest.approx(3.0)
+    assert found["sim.small-net.both.closed"] == pytest.approx(100.0 * 4.0 / 6.0)
+    assert found["real.small-net.both.ppo-vs-static-best"] == pytest.approx(2.0)
+    assert found["real.small-net.prediction.effective-accuracy"] == pytest.approx(2.0)
+    assert found["real.small-net.prediction.p99"] == pytest.approx(10.0)
+    missed = claims["real.small-net.both.ppo-vs-static-best"]
+    assert (missed.met, missed.aim, missed.unit) == (False, ">= 3", "points")
+    assert claims["sim.small-net.both.closed"].met
+    assert claims["sim.small-net.both.headroom"].seeds == (0, 1)
+
+
+def test_nothing_is_written_unless_asked_for(
+    folder: Path, calibrated: RunFolder, tables: Path
+) -> None:
+    reference.record_bank(settings(record=False), calibrated)
+    reference.record_streams(settings(record=False), tables)
+    quick = settings(size={"name": "quick"})
+    for record in (
+        lambda: reference.record_bank(quick, calibrated),
+        lambda: reference.record_streams(quick, tables),
+    ):
+        with pytest.raises(ConfigError, match="made with size=paper"):
+            record()
+    assert list(folder.iterdir()) == []
