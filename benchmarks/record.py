@@ -67,6 +67,11 @@ def _decision(rows: Rows) -> str:
     return f"codec {codec:.0f} us, the rest network, action and plan; {_ELSEWHERE}"
 
 
+def _noted(name: str) -> Callable[[Rows], str]:
+    """Return what words a missed aim by the note of a row."""
+    return lambda rows: f"{rows[name].note}; {_ELSEWHERE}"
+
+
 BUDGETS = (
     Budget(
         "bench.engine.env-steps",
@@ -124,6 +129,27 @@ BUDGETS = (
         "real executor's overhead per task, median",
         "<= 200",
         _elsewhere,
+    ),
+    Budget(
+        "bench.precision.steps",
+        "precision steps, budget's workload, CPU time",
+        "batched simulator of staged precision, one core",
+        ">= 10e6",
+        _elsewhere,
+    ),
+    Budget(
+        "bench.precision.decision",
+        "serving: a decision, batch of 16",
+        "one decision for a batch of 16 requests: properties, bundle and guards, in the server",
+        "<= 50",
+        _noted("serving: a decision, batch of 16"),
+    ),
+    Budget(
+        "bench.precision.switch",
+        "serving: first pass after a switch, batch of 16",
+        "first pass after a change of levels, beyond a pass without, batch of 16",
+        "<= 20",
+        _noted("serving: first pass after a switch, batch of 16"),
     ),
 )
 

@@ -157,6 +157,12 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
         f"interval over repetitions. Made by `{command}`.",
     )
     save_figure(
+        stream_figures.predicted_streams(real),
+        folder / "predicted.png",
+        "Predicted against measured figures of real streams, means over repetitions. Made by "
+        f"`{command}`.",
+    )
+    save_figure(
         stream_figures.headroom_by_stream(simulated, [a for a in DRAWN_AGENTS if a != STATIC_BEST]),
         folder / "headroom.png",
         f"What adapting can win, and what agents win of it, simulated. Made by `{command}`.",

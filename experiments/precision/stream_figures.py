@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from envs.precision.viewer import CORRUPTED_COLOUR, level_colours
+from experiments.errors import ConfigError
 from experiments.figure_style import (
     ACCENT,
     DASHES,
@@ -38,6 +39,12 @@ from experiments.statistics import Estimate, mean, stratified_bootstrap
 
 LEARNED = ("ppo", "maskable_ppo", "recurrent_ppo", "dqn", "qr_dqn", "bandit")
 _KEYS = ("network", "stream", "agent", "train_seed", "episode", "effective_accuracy")
+_PREDICTED = (
+    ("effective_accuracy", "effective accuracy (%)", 100.0),
+    ("missed_share", "missed requests (%)", 100.0),
+    ("p50_s", "median latency (ms)", 1e3),
+    ("p99_s", "p99 latency (ms)", 1e3),
+)
 _BIN_S = 0.5
 """Width of the bins of rates and accuracies in a timeline, seconds."""
 
@@ -170,6 +177,41 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     ]
     hues.append(Patch(color=CORRUPTED_COLOUR, label="inputs corrupted"))
     figure.legend(handles=hues, loc="outside lower center", ncols=len(hues), fontsize="small")
+    return figure
+
+
+def predicted_streams(table: pd.DataFrame) -> Figure:
+    """Draw predicted against measured figures of real streams, a point per stream and agent.
+
+    Args:
+        table: Columns stream, agent, source (measured or simulated), effective_accuracy,
+            missed_share, p50_s, p99_s.
+
+    Raises:
+        ConfigError: No run is in the table from both sources.
+    """
+    check_columns(table, ("stream", "agent", "source", *(name for name, _, _ in _PREDICTED)))
+    names = [name for name, _, _ in _PREDICTED]
+    means = table.groupby(["stream", "agent", "source"])[names].mean().unstack("source").dropna()
+    if means.empty or set(table["source"]) != {"measured", "simulated"}:
+        raise ConfigError("no run is in the table both simulated and measured; nothing to compare")
+    colours = colours_of(sorted(means.index.unique("agent")))
+    figure, grid = panels(len(_PREDICTED), height=3.4, width=3.4, columns=2)
+    for axes, (name, said, scale) in zip(grid, _PREDICTED, strict=True):
+        measured, predicted = (scale * means[name, s] for s in ("measured", "simulated"))
+        ends = np.concatenate([measured, predicted])
+        margin = 0.06 * max(float(np.ptp(ends)), 1e-9)
+        limits = (float(ends.min()) - margin, float(ends.max()) + margin)
+        axes.plot(limits, limits, color="black", linewidth=0.8)
+        for k, (agent, colour) in enumerate(colours.items()):
+            own = means.index.get_level_values("agent") == agent
+            marker = MARKERS[k % len(MARKERS)]
+            axes.scatter(
+                *(measured[own], predicted[own]), color=colour, marker=marker, label=label(agent)
+            )
+        axes.set(xlabel=f"measured {said}", ylabel=f"predicted {said}", xlim=limits, ylim=limits)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 

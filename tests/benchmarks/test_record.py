@@ -26,6 +26,15 @@ VALUES = {
     "overhead of a task, 8 slots, 25 ms waits": BenchmarkRow(
         "overhead of a task, 8 slots, 25 ms waits", 50.0, "us", 1.0, 1.0
     ),
+    "precision steps, budget's workload, CPU time": BenchmarkRow(
+        "precision steps, budget's workload, CPU time", 20e6, "1/s", 1.0, 1.0
+    ),
+    "serving: a decision, batch of 16": BenchmarkRow(
+        "serving: a decision, batch of 16", 100.0, "us", 1.0, 1.0, None, "p99 200"
+    ),
+    "serving: first pass after a switch, batch of 16": BenchmarkRow(
+        "serving: first pass after a switch, batch of 16", 10.0, "us", 1.0, 1.0
+    ),
 }
 
 
@@ -39,13 +48,15 @@ def test_rows_become_a_table_and_claims(folder: Path) -> None:
     rows = list(VALUES.values())
     record({"engine": rows[:2], "rest": rows[2:]})
     table = pd.read_csv(folder / "bench.csv")
-    assert table["benchmark"].tolist() == ["engine"] * 2 + ["rest"] * 6
+    assert table["benchmark"].tolist() == ["engine"] * 2 + ["rest"] * 9
     claims = load_claims(folder / "claims.json")
     assert set(claims) == {budget.identity for budget in BUDGETS}
     assert claims["bench.engine.vs-reference"].value == 100.0
     assert claims["bench.engine.env-steps"].value == 6e5
     met = {name for name, claim in claims.items() if claim.met}
-    assert met == {name for name in claims if "engine" in name or "executor" in name}
+    ours = ("engine", "executor", "precision.steps", "precision.switch")
+    assert met == {name for name in claims if any(part in name for part in ours)}
+    assert "p99 200" in claims["bench.precision.decision"].why
     assert "codec 40 us" in claims["bench.env.single"].why
     assert "gradient steps 60 %" in claims["bench.ppo.end-to-end"].why
     assert all(not claims[name].why for name in met)

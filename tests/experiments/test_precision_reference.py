@@ -92,8 +92,7 @@ def tables(tmp_path: Path) -> Path:
     made.mkdir()
     common = {"stream": "both", "network": "small_net", "train_seed": 0}
     rows = [
-        common
-        | {"agent": agent, "episode": k, "effective_accuracy": value, "missed_share": 0.1}
+        common | {"agent": agent, "episode": k, "effective_accuracy": value, "missed_share": 0.1}
         for agent, values in [*SIMULATED.items(), ("clairvoyant", (0.86, 0.90))]
         for k, value in enumerate(values)
     ]
