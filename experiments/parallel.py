@@ -7,6 +7,7 @@ import queue
 from multiprocessing import get_context
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from agents.tuning import worker_pool
@@ -22,6 +23,8 @@ def _train(work: tuple[dict[str, Any], Any, Any]) -> None:
     content, messages, stop = work
     if stop.is_set():
         return
+    # A process for each core: threads of one would only wait for those of the others.
+    torch.set_num_threads(1)
 
     def report(what: str, done: int, total: int) -> None:
         messages.put((what, done, total))
