@@ -156,14 +156,14 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     grid: list[Axes] = list(figure.subplots(2 + len(agents), 1, sharex=True, height_ratios=heights))
     edges = np.arange(0.0, end_s + _BIN_S, _BIN_S)
     rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
-    grid[0].fill_between(edges[:-1], rate, step="post", color="#9D9DA1")
+    grid[0].stairs(rate, edges, fill=True, color="#9D9DA1")
     grid[0].set(ylabel="requests/s", ylim=(0.0, None), xlim=(0.0, end_s))
     for axes in grid[:2]:
         _shade(axes, given)
     for k, (agent, colour) in enumerate(colours_of(agents).items()):
         own = steps[steps["agent"] == agent]
         style = {"color": colour, "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.4}
-        grid[1].step(edges[:-1], _accuracies(own, edges), where="post", label=label(agent), **style)
+        grid[1].stairs(_accuracies(own, edges), edges, baseline=None, label=label(agent), **style)
         _raster(grid[2 + k], own, stages, len(levels), end_s)
         grid[2 + k].set_title(label(agent), loc="left", fontsize="small", color=colour)
     grid[1].set(ylabel="correct and\nin time (%)", ylim=(-3.0, 103.0))
