@@ -44,6 +44,8 @@ CASCADE, HEADLINE = "confidence_cascade", "ppo"
 LOAD_ONLY = ("slack_fit", "model_switching", "stage_shedding")
 BUDGET = 0.005
 """Accuracy on clean samples that a faster assignment may lose."""
+STRICTLY_BETTER = ">= 1.02"
+"""Two runs of the same assignment differ by up to a per cent or two."""
 _KINDS = (".csv", ".md", ".png")
 _TABLES = (LEVELS, CHOSEN, TRIALS, RIVALS, FIT, MODELLED, KERNELS, FRONT, f"{Path(FRONT).stem}.md")
 
@@ -143,9 +145,8 @@ def bank_claims(folder: Path, network: str, batch: int, make: ClaimMaker) -> Ite
         name_of, why = f"bank.{_id(network)}.vs-compiled-fp32", _both(best_ms, rival_ms)
         yield times(name_of, said, rival_ms / best_ms, source, aim, why)
     said = f"throughput of {allowed} over the best uniform level within them, {what}"
-    why = "no mixed assignment is faster than the best uniform level here"
-    ratio = uniform_ms / best_ms
-    yield times(f"bank.{_id(network)}.vs-uniform", said, ratio, source, "> 1", why)
+    name_of, why = f"bank.{_id(network)}.vs-uniform", _both(best_ms, uniform_ms)
+    yield times(name_of, said, uniform_ms / best_ms, source, STRICTLY_BETTER, why)
     if (OPENVINO, batch) in rivals.index:
         for size, aim in ((batch, "<= 1.5"), (1, None)):
             mine_ms = float(chosen.loc[name, f"batch_{size}_ms"])
