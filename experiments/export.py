@@ -95,8 +95,8 @@ def _equal(left: Any, right: Any) -> bool:
     """Tell whether two policies, networks or constant plans, are the same."""
     if isinstance(left, Network | RecurrentNetwork) and type(left) is type(right):
         ours, theirs = left.tensors(), right.tensors()
-        same = (np.array_equal(ours[name], theirs.get(name)) for name in ours)
-        return ours.keys() == theirs.keys() and all(same)
+        same_names = ours.keys() == theirs.keys()
+        return same_names and all(np.array_equal(ours[name], theirs[name]) for name in ours)
     return bool(left == right)
 
 

@@ -154,14 +154,16 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     stages = [name for name in steps if str(name).startswith("level_")]
     again = bool((steps.loc[steps["agent"].isin(agents), "escalate_below"] > 0.0).any())
     rows = [*stages, "escalate_below"] if again else stages
-    high = 3.2 + len(agents) * (0.4 + 0.19 * len(rows))
-    figure = Figure(figsize=(9.5, high), layout="constrained")
+    height = 3.2 + len(agents) * (0.4 + 0.19 * len(rows))
+    figure = Figure(figsize=(9.5, height), layout="constrained")
     heights = (1.0, 1.2, *(0.24 * len(rows) for _ in agents))
     grid: list[Axes] = list(figure.subplots(2 + len(agents), 1, sharex=True, height_ratios=heights))
     edges = np.arange(0.0, end_s + _BIN_S, _BIN_S)
     rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
     grid[0].fill_between(edges, np.append(rate, rate[-1]), step="post", color="#9D9DA1")
-    grid[0].set(ylabel="requests\n(per s)", ylim=(0.0, None), xlim=(0.0, end_s))
+    # Room at the top, where the condition shows whatever the rate is.
+    high = 1.15 * max(rate.max(), 1.0)
+    grid[0].set(ylabel="requests\n(per s)", ylim=(0.0, high), xlim=(0.0, end_s))
     for axes in grid[:2]:
         _shade(axes, given)
     for k, (agent, colour) in enumerate(colours_of(agents).items()):
