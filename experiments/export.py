@@ -2,12 +2,11 @@
 
 `export.agent=static_best` exports a tuned constant plan instead. Either must have been made before
 with the same settings (`python -m experiments.train`). What was written is loaded again and
-compared.
+compared. With `env=staged_precision agent=precision/ppo` it is a bundle for precision servers.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,28 @@ from omegaconf import DictConfig
 from agents.export import ExportError, bundle_of
 from experiments.cli import run_main
 from experiments.console import say
+from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError, unknown_name
+from experiments.precision.exporting import REACTIVE, bundle_to_export
+from experiments.precision.lineup import HINDSIGHT_BEST, HINDSIGHT_WINDOWS
+from experiments.precision.summary import CLAIRVOYANT
 from experiments.provenance import provenance
-from experiments.record import COMPLETE, load_run, run_path
 from experiments.roster import LEARNED, TUNED_NAMES
-from experiments.training import BUNDLE, TUNED, training_part, with_agent
+from experiments.training import BUNDLE, finished_run, read_tuned, training_part, with_agent
 from experiments.worlds import Part, build_world, settled
+from runtime.networks import RecurrentNetwork
 from runtime.plan import Plan
 from runtime.policy import Bundle, Network
+from runtime.precision.policy import PrecisionBundle
 
+_CODE = "it is code, not data; put it into drive.agents instead"
+_FUTURE = "it knows the future, which no deployed agent does"
 CODE_ONLY = {
-    "random": "it is code, not data; put it into drive.agents instead",
-    "clairvoyant": "it knows the future, which no deployed agent does",
-    "hindsight_search": "it knows the future, which no deployed agent does",
+    Domain.CLUSTER: {"random": _CODE, "clairvoyant": _FUTURE, "hindsight_search": _FUTURE},
+    Domain.PRECISION: dict.fromkeys(REACTIVE, _CODE)
+    | dict.fromkeys((CLAIRVOYANT, HINDSIGHT_BEST, HINDSIGHT_WINDOWS), _FUTURE),
 }
-"""Why some agents have no bundle."""
+"""Why some agents of a domain have no bundle."""
 
 
 def export(config: DictConfig) -> Path:
@@ -54,60 +60,61 @@ def export(config: DictConfig) -> Path:
     folder = Path(str(config.export.to)).expanduser()
     if folder.exists():
         raise ConfigError(f"export.to is {str(folder)!r}, which exists; name another folder")
-    name = str(config.export.agent or config.agent.name)
-    if name in CODE_ONLY:
-        raise ConfigError(f"{name} cannot be exported: {CODE_ONLY[name]}")
-    if name == LEARNED:
-        bundle = Bundle.load(_finished(training_part(config)) / BUNDLE)
-    elif name in TUNED_NAMES:
-        bundle = _constant(config, name)
-    else:
-        raise unknown_name("agent to export (export.agent)", name, (LEARNED, *TUNED_NAMES))
+    name, domain = str(config.export.agent or config.agent.name), domain_of(config)
+    if name in CODE_ONLY[domain]:
+        raise ConfigError(f"{name} cannot be exported: {CODE_ONLY[domain][name]}")
+    find = bundle_to_export if domain is Domain.PRECISION else _bundle
+    bundle = find(config, name)
     bundle.save(folder)
-    if not _equal(Bundle.load(folder).policy, bundle.policy):
+    if not _equal(type(bundle).load(folder).policy, bundle.policy):
         raise ExportError(f"{folder} does not hold the policy that was exported; do not use it")
     return folder
 
 
+def _bundle(config: DictConfig, name: str) -> Bundle:
+    """Return the bundle of an agent of a cluster that has been made."""
+    if name == LEARNED:
+        return Bundle.load(finished_run(training_part(config)).path / BUNDLE)
+    if name in TUNED_NAMES:
+        return _constant(config, name)
+    raise unknown_name("agent to export (export.agent)", name, (LEARNED, *TUNED_NAMES))
+
+
 def _constant(config: DictConfig, name: str) -> Bundle:
     """Return the bundle of a tuned constant plan."""
-    tuning = with_agent(config, "constants")
-    path = _finished(tuning)
-    tuned = json.loads((path / TUNED).read_text(encoding="utf-8"))
+    run = finished_run(with_agent(config, "constants"))
+    tuned = read_tuned(run)
     if name not in tuned:
         raise ConfigError(f"export.agent is {name!r}; tuned were {', '.join(tuned)}")
-    origin = provenance() | {"config": load_run(path).config, "tuned": tuned[name]}
+    origin = provenance() | {"config": run.config, "tuned": tuned[name]}
     world = build_world(config, Part.TRAIN)
     return bundle_of(name, Plan.from_mapping(tuned[name]["plan"]), world, origin)
 
 
-def _finished(config: DictConfig) -> Path:
-    path = run_path(config)
-    if not (path / COMPLETE).exists():
-        raise ConfigError(
-            f"{config.agent.name} has not been made with these settings (no finished run in "
-            f"{path}); run `python -m experiments.train agent={config.agent.name} "
-            f"seed={config.seed}` with the same settings first"
-        )
-    return path
-
-
-def _equal(left: Network | Plan, right: Network | Plan) -> bool:
-    if isinstance(left, Network) and isinstance(right, Network):
-        arrays: list[list[Any]] = [[a for pair in n.layers for a in pair] for n in (left, right)]
-        return all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
-    return left == right
+def _equal(left: Any, right: Any) -> bool:
+    """Tell whether two policies, networks or constant plans, are the same."""
+    if isinstance(left, Network | RecurrentNetwork) and type(left) is type(right):
+        ours, theirs = left.tensors(), right.tensors()
+        same_names = ours.keys() == theirs.keys()
+        return same_names and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    return bool(left == right)
 
 
 def task(config: DictConfig) -> None:
     """Export, then say how the bundle is used."""
     folder = export(settled(config, say))
-    bundle = Bundle.load(folder)
-    kind = "one plan" if isinstance(bundle.policy, Plan) else "a network"
-    say(f"wrote {folder}: {bundle.name}, {kind}, one decision every {bundle.period_s:g} s")
-    say(
-        f"to drive with it: python -m experiments.drive 'drive.agents=[\"{folder.resolve()}\"]' ..."
-    )
+    bundle: Bundle | PrecisionBundle
+    if domain_of(config) is Domain.PRECISION:
+        bundle = PrecisionBundle.load(folder)
+        when, env = "for every batch", f"env={config.env.name} "
+    else:
+        bundle = Bundle.load(folder)
+        when, env = f"every {bundle.period_s:g} s", ""
+    networks = isinstance(bundle.policy, Network | RecurrentNetwork)
+    kind = "a network" if networks else "one plan"
+    say(f"wrote {folder}: {bundle.name}, {kind}, one decision {when}")
+    words = f"{env}'drive.agents=[\"{folder.resolve()}\"]' ..."
+    say(f"to drive with it: python -m experiments.drive {words}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError, unknown_name
 from experiments.files import write_csv, write_json
 from experiments.provenance import provenance
-from experiments.record import RunFolder, open_run, run_path
+from experiments.record import COMPLETE, RunFolder, load_run, open_run, run_path
 from experiments.worlds import Part, build_world, evaluation_episodes
 from runtime.cluster.actions import FieldActions
 from runtime.plan import Plan
@@ -140,6 +140,26 @@ def train_agent(config: DictConfig, report: Report = silent) -> RunFolder:
         kinds[kind](config, run, report)
         run.mark_complete()
     return run
+
+
+def finished_run(config: DictConfig) -> RunFolder:
+    """Return the finished run that made an agent.
+
+    Args:
+        config: The configuration of the run, as `with_agent` or `training_part` returns it.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path, name = run_path(config), str(config.agent.name)
+    if not (path / COMPLETE).exists():
+        choice = (agent_files(config) / name).relative_to(CONF / "agent")
+        raise ConfigError(
+            f"{name} has not been made with these settings (no finished run in {path}); run "
+            f"`python -m experiments.train agent={choice} seed={config.seed}` with the same "
+            "settings first"
+        )
+    return load_run(path)
 
 
 def _tune(config: DictConfig, run: RunFolder, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from experiments.errors import ConfigError, unknown_name
 from experiments.precision.worlds import build_world, evaluation_episodes
 from experiments.provenance import provenance
 from experiments.record import RunFolder
-from experiments.schema import plain_node
+from experiments.schema import check_keys, plain_node
 from experiments.training import Report
 from experiments.workloads import Part
 from runtime.precision.actions import TableActions
@@ -41,8 +42,10 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     node, learner = config.agent, str(config.agent.learner)
     if learner not in LEARNERS:
         raise unknown_name("agent.learner", learner, LEARNERS)
+    own = plain_node(node.preset, "agent.preset")
+    check_keys(own, "agent.preset", [field.name for field in fields(LEARNERS[learner].preset)])
+    preset = {k: v for k, v in own.items() if v is not None}
     world = build_world(config, Part.TRAIN)
-    preset = {k: v for k, v in plain_node(node.preset, "agent.preset").items() if v is not None}
     total = int(node.timesteps)
     what = f"{node.name}, {config.env.stream}, seed {config.seed}"
     if config.env.hidden:

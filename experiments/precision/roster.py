@@ -68,9 +68,10 @@ def stream_drivers(
     entries = [str(entry) for entry in config.drive.agents]
     plans = _fixed_plans(config, world)
     bundles = {entry: bundle_folder(entry) for entry in entries if "/" in entry}
-    made = {name: driver for name, driver in _constants(world).items() if name in entries}
+    untuned = untuned_plans(world)
+    made = {name: _constant(name, plan) for name, plan in untuned.items() if name in entries}
     learned = [name for name in agent_names(config) if name != RULES]
-    known = [*_constants(world), *TUNED, *learned]
+    known = [*untuned, *TUNED, *learned]
     for entry in entries:
         if entry not in bundles and entry not in known:
             raise unknown_driver(entry, known)
@@ -93,11 +94,10 @@ def _tuned(
     return {name: StreamDriver(name, rule, saved_rule(rule)) for name, rule in rules.items()}
 
 
-def _constants(world: StagedPrecisionConfig) -> dict[str, StreamDriver]:
-    """Return the plans that have a name without any tuning."""
+def untuned_plans(world: StagedPrecisionConfig) -> dict[str, PrecisionPlan]:
+    """Return the plans that have a name without any tuning: uniform levels and the safe plan."""
     rules = uniforms(known_of(world), world.profile.levels)
-    plans = {rule.name: rule.plan for rule in rules} | {TRAINING_MODE: world.safe_plan}
-    return {name: _constant(name, plan) for name, plan in plans.items()}
+    return {rule.name: rule.plan for rule in rules} | {TRAINING_MODE: world.safe_plan}
 
 
 def _constant(name: str, plan: PrecisionPlan) -> StreamDriver:

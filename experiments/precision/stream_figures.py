@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -45,8 +46,12 @@ _PREDICTED = (
     ("p50_s", "median latency (ms)", 1e3),
     ("p99_s", "p99 latency (ms)", 1e3),
 )
+_STEPS = ("agent", "time_s", "requests", "dropped", "condition", "in_time", "escalate_below")
 _BIN_S = 0.5
 """Width of the bins of rates and accuracies in a timeline, seconds."""
+_ABOVE_GRID = 0.9
+"""Drawing order of reference lines and bars: over the grid, under the data."""
+_AGAIN_COLOUR = "#4D4D4D"
 
 
 def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Figure:
@@ -70,7 +75,7 @@ def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) ->
         for name, dashes in ((STATIC_BEST, "dashed"), (CLAIRVOYANT, "dotted")):
             if name in scores:
                 level = 100.0 * scores[name].mean()
-                axes.axvline(level, color=QUIET, linestyle=dashes, zorder=0.5)
+                axes.axvline(level, color=QUIET, linestyle=dashes, zorder=_ABOVE_GRID)
         name_rows(axes, order, accent)
         axes.set(title=f"{label(str(network))}, {stream}", xlabel="effective accuracy (%)")
     handles = [
@@ -87,18 +92,19 @@ def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
 
     Args:
         table: As of `accuracy_by_agent`, with static_best and the clairvoyant reference.
-        agents: Agents whose gains are drawn.
+        agents: Agents whose gains are drawn; those that the table does not have are left out.
     """
     check_columns(table, _KEYS)
+    agents = [name for name in agents if name in set(table["agent"])]
     settings = list(table.groupby(["network", "stream"], sort=False))
     figure, (axes,) = panels(1, height=1.6 + 0.5 * len(settings), width=6.4)
     colours = colours_of(agents)
     for y, (_, part) in enumerate(settings):
         scores = scores_of(part)
         room = _percent(difference(scores, CLAIRVOYANT, STATIC_BEST))
-        axes.barh(y, room.value, height=0.62, color="#E5E5E5", zorder=0.5)
+        axes.barh(y, room.value, height=0.62, color="#E5E5E5", zorder=_ABOVE_GRID)
         if np.isfinite(room.low):
-            axes.plot([room.low, room.high], [y, y], color=QUIET, linewidth=5.0, zorder=0.6)
+            axes.plot([room.low, room.high], [y, y], color=QUIET, linewidth=5.0, zorder=_ABOVE_GRID)
         for k, name in enumerate(agents):
             if name in scores:
                 gain = 100.0 * difference(scores, name, STATIC_BEST).value
@@ -132,7 +138,7 @@ def ablation(summary: pd.DataFrame) -> Figure:
     figure, (axes,) = panels(1, height=1.3 + 0.4 * len(own), width=5.4)
     for y, row in enumerate(own.itertuples()):
         interval_dot(axes, y, _percent(Estimate(row.change, row.low, row.high)), PLAIN)
-    axes.axvline(0.0, color="black", linewidth=1.0, zorder=0.5)
+    axes.axvline(0.0, color="black", linewidth=1.0, zorder=_ABOVE_GRID)
     name_rows(axes, [f"without {name}" for name in own["hidden"]], ())
     axes.set_xlabel("change of effective accuracy (points)")
     return figure
@@ -141,43 +147,57 @@ def ablation(summary: pd.DataFrame) -> Figure:
 def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence[str]) -> Figure:
     """Draw one episode: rate and condition, accuracy by agent, and the levels of every agent.
 
+    Where one of the agents has a second pass on offer, a row of its own below the stages says when.
+
     Args:
         steps: Rows of the agent "given" (time_s, requests, condition), and of agents a row per
             batch: time_s, requests, dropped, in_time, `level_<stage>`, escalate_below.
         agents: Which agents, at most four.
         levels: Names of the levels.
     """
-    check_columns(steps, ("agent", "time_s", "requests", "condition", "in_time", "escalate_below"))
+    check_columns(steps, _STEPS)
     given = steps[steps["agent"] == "given"]
     end_s = float(given["time_s"].max())
     stages = [name for name in steps if str(name).startswith("level_")]
-    figure = Figure(figsize=(9.5, 3.6 + 1.15 * len(agents)), layout="constrained")
-    heights = (1.0, 1.2, *(0.24 * len(stages) for _ in agents))
+    again = bool((steps.loc[steps["agent"].isin(agents), "escalate_below"] > 0.0).any())
+    rows = [*stages, "escalate_below"] if again else stages
+    height = 3.2 + len(agents) * (0.4 + 0.19 * len(rows))
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    heights = (1.0, 1.2, *(0.24 * len(rows) for _ in agents))
     grid: list[Axes] = list(figure.subplots(2 + len(agents), 1, sharex=True, height_ratios=heights))
     edges = np.arange(0.0, end_s + _BIN_S, _BIN_S)
     rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
-    grid[0].stairs(rate, edges, fill=True, color="#9D9DA1")
-    grid[0].set(ylabel="requests/s", ylim=(0.0, None), xlim=(0.0, end_s))
+    grid[0].fill_between(edges, np.append(rate, rate[-1]), step="post", color="#9D9DA1")
+    # Room at the top, where the condition shows whatever the rate is.
+    high = 1.15 * max(rate.max(), 1.0)
+    grid[0].set(ylabel="requests\n(per s)", ylim=(0.0, high), xlim=(0.0, end_s))
     for axes in grid[:2]:
         _shade(axes, given)
     for k, (agent, colour) in enumerate(colours_of(agents).items()):
         own = steps[steps["agent"] == agent]
-        style = {"color": colour, "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.4}
-        grid[1].stairs(_accuracies(own, edges), edges, baseline=None, label=label(agent), **style)
-        _raster(grid[2 + k], own, stages, len(levels), end_s)
+        style = {"color": colour, "linestyle": DASHES[k % len(DASHES)], "where": "post"}
+        right = _accuracies(own, edges)
+        grid[1].step(edges, np.append(right, right[-1]), label=label(agent), **style)
+        _raster(grid[2 + k], own, rows, len(levels))
         grid[2 + k].set_title(label(agent), loc="left", fontsize="small", color=colour)
     grid[1].set(ylabel="correct and\nin time (%)", ylim=(-3.0, 103.0))
     grid[-1].set_xlabel("simulated time (s)")
     figure.align_ylabels(grid)
     named, _ = grid[1].get_legend_handles_labels()
     figure.legend(handles=named, loc="outside upper center", ncols=len(agents))
+    _name_hues(figure, levels, again)
+    return figure
+
+
+def _name_hues(figure: Figure, levels: Sequence[str], again: bool) -> None:
+    """Write what the colours of levels and conditions mean below a timeline."""
     hues = [
         Patch(color=colour, label=name)
         for name, colour in zip(levels, level_colours(len(levels)), strict=True)
     ]
+    hues += [Patch(color=_AGAIN_COLOUR, label="second pass on offer")] * again
     hues.append(Patch(color=CORRUPTED_COLOUR, label="inputs corrupted"))
     figure.legend(handles=hues, loc="outside lower center", ncols=len(hues), fontsize="small")
-    return figure
 
 
 def predicted_streams(table: pd.DataFrame) -> Figure:
@@ -233,30 +253,35 @@ def _shade(axes: Axes, given: pd.DataFrame) -> None:
 
     for first, last in pairwise(places):
         if conditions[first] != "clean":
-            axes.axvspan(
-                time_s[first], time_s[last], color=CORRUPTED_COLOUR, linewidth=0, zorder=0.2
-            )
+            axes.axvspan(time_s[first], time_s[last], color=CORRUPTED_COLOUR, linewidth=0, zorder=0)
 
 
-def _raster(
-    axes: Axes, own: pd.DataFrame, stages: Sequence[str], n_levels: int, end_s: float
-) -> None:
-    """Draw stages times time, coloured by level; the plan of the last batch before each instant."""
-    from matplotlib.colors import ListedColormap
+def _raster(axes: Axes, own: pd.DataFrame, rows: Sequence[str], n_levels: int) -> None:
+    """Draw stages times time, coloured by level; the plan of the last batch before each instant.
 
+    Args:
+        axes: Where, with its limits of time.
+        own: An agent's batches.
+        rows: Columns to draw, of levels, and `escalate_below` (where there is a second pass).
+        n_levels: Number of levels.
+    """
+    end_s = axes.get_xlim()[1]
     times = np.linspace(0.0, end_s, 1200)
     place = np.clip(np.searchsorted(own["time_s"], times, side="right") - 1, 0, None)
-    image = own[list(stages)].to_numpy()[place].T
+    image = own[list(rows)].to_numpy(dtype=np.float64)[place].T
+    if rows[-1] == "escalate_below":
+        image[-1] = np.where(image[-1] > 0.0, n_levels, np.nan)
     axes.imshow(
         image,
         aspect="auto",
         interpolation="nearest",
-        extent=(0.0, end_s, len(stages) - 0.5, -0.5),
-        cmap=ListedColormap(level_colours(n_levels)),
+        extent=(0.0, end_s, len(rows) - 0.5, -0.5),
+        cmap=ListedColormap([*level_colours(n_levels), _AGAIN_COLOUR]),
         vmin=0,
-        vmax=max(n_levels - 1, 1),
+        vmax=n_levels,
     )
-    axes.set_yticks(range(len(stages)), [name.removeprefix("level_") for name in stages])
+    names = [name.removeprefix("level_") for name in rows]
+    axes.set_yticks(range(len(rows)), ["again" if n == "escalate_below" else n for n in names])
     axes.tick_params(axis="y", length=0, labelsize="x-small")
 
 

@@ -67,9 +67,13 @@ class Cascade(Rule):
 
     def rows(self, signals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the plan with its second pass; see `Rule`."""
+        return np.tile(self.plan.to_row(), (len(signals), 1))
+
+    @property
+    def plan(self) -> PrecisionPlan:
+        """The plan that it always proposes."""
         known = self.known
-        plan = PrecisionPlan(known.uniform(self.low), self.below, known.uniform(self.high))
-        return np.tile(plan.to_row(), (len(signals), 1))
+        return PrecisionPlan(known.uniform(self.low), self.below, known.uniform(self.high))
 
 
 def cascade_grid(known: Known) -> list[Cascade]:

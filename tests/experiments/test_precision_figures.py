@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from envs.precision.viewer import level_colours
+from experiments.errors import ConfigError
+from experiments.figure_style import ACCENT
+from experiments.precision.figures import front
+from experiments.precision.stream_figures import (
+    ablation,
+    accuracy_by_agent,
+    headroom_by_stream,
+    stream_timeline,
+)
+from tests.experiments.drawn import check_texts, check_units
+
+EFFECTIVE = {
+    "clairvoyant": 0.9,
+    "ppo": 0.88,
+    "slack_fit": 0.85,
+    "static_best": 0.8,
+    "confidence_cascade": 0.75,
+}
+LEVELS = ("fp32", "int8", "int8_quarter")
+STREAMS = ("steady", "both")
+DRAWN = ("ppo", "slack_fit", "confidence_cascade")
+
+
+def _rows(episodes: int = 5) -> pd.DataFrame:
+    """Return a long table in which agents lose the same to the reference in every episode.
+
+    On steady streams all have 0.93: there is nothing to adapt to.
+    """
+    rows = [
+        {
+            "network": "digits_cnn",
+            "stream": stream,
+            "agent": agent,
+            "train_seed": seed,
+            "episode": episode,
+            "effective_accuracy": 0.93 if stream == "steady" else level - 0.01 * episode,
+        }
+        for stream in STREAMS
+        for agent, level in EFFECTIVE.items()
+        for seed in range(2 if agent == "ppo" else 1)
+        for episode in range(episodes)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _given(end_s: float = 10.0) -> pd.DataFrame:
+    """Return 2 requests per tick of 0.05 s; inputs are noisy from 4 s to 6 s."""
+    time_s = np.arange(0.0, end_s, 0.05)
+    noisy = (time_s >= 4.0) & (time_s < 6.0)
+    condition = np.where(noisy, "noise-4", "clean")
+    return pd.DataFrame(
+        {"agent": "given", "time_s": time_s, "requests": 2.0, "condition": condition}
+    )
+
+
+def _steps(stages: int = 4, cascade: bool = True) -> pd.DataFrame:
+    """Return an agent that lowers its levels at 5 s, and one that never does."""
+    time_s = np.arange(0.0, 10.0, 0.1)
+    tables = [_given()]
+    for name in ("ppo", "confidence_cascade"):
+        low = (time_s >= 5.0) if name == "ppo" else np.full(len(time_s), fill_value=True)
+        own = pd.DataFrame({"agent": name, "time_s": time_s, "requests": 3.0, "dropped": 1.0})
+        own["in_time"] = 2.0
+        for k in range(stages):
+            own[f"level_stage{k}"] = np.where(low, 2, 0)
+        own["escalate_below"] = 0.4 if cascade and name == "confidence_cascade" else 0.0
+        tables.append(own)
+    return pd.concat(tables)
+
+
+def _costs() -> pd.DataFrame:
+    change = {"nothing": 0.0, "load": -0.08, "input": -0.01, "shadow": 0.002}
+    table = pd.DataFrame({"hidden": change.keys(), "change": change.values()})
+    return table.assign(low=table["change"] - 0.004, high=table["change"] + 0.004)
+
+
+def _timeline(stages: int = 4, cascade: bool = True) -> Figure:
+    return stream_timeline(_steps(stages, cascade), ["ppo", "confidence_cascade"], LEVELS)
+
+
+def _tried() -> tuple[pd.DataFrame, pd.DataFrame]:
+    every = pd.DataFrame({"assignment": list("abcd"), "calibration": [0.9, 0.95, 0.94, 0.97]})
+    every["predicted_s"] = [1e-3, 2e-3, 3e-3, 4e-3]
+    return every, pd.DataFrame({"chosen_by": ["x", "y", "z"], "assignment": list("bbd")})
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "accuracy": lambda: accuracy_by_agent(_rows()),
+    "accuracy, one episode": lambda: accuracy_by_agent(_rows(episodes=1)),
+    "headroom": lambda: headroom_by_stream(_rows(), DRAWN),
+    "headroom, one episode": lambda: headroom_by_stream(_rows(episodes=1), DRAWN),
+    "ablation": lambda: ablation(_costs()),
+    "timeline": _timeline,
+    "timeline, eight stages": lambda: _timeline(stages=8),
+    "timeline, no cascade": lambda: _timeline(cascade=False),
+    "front": lambda: front(*_tried()),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_texts_never_overlap_and_numbers_have_units(name: str) -> None:
+    figure = FIGURES[name]()
+    check_texts(figure)
+    check_units(figure)
+
+
+def _names(axes: Axes) -> list[str]:
+    return [tick.get_text() for tick in axes.get_yticklabels()]
+
+
+def _marks(axes: Axes) -> list[tuple[float, float]]:
+    """Return the places of single marks."""
+    return [
+        (float(np.asarray(line.get_xdata())[0]), float(np.asarray(line.get_ydata())[0]))
+        for line in axes.lines
+        if line.get_marker() not in ("", "None", None)
+    ]
+
+
+def test_accuracies_are_drawn_where_they_are() -> None:
+    figure = accuracy_by_agent(_rows())
+    assert [axes.get_title() for axes in figure.axes] == ["digits cnn, steady", "digits cnn, both"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"effective accuracy (%)"}
+    order = ["clairvoyant", "ppo", "slack fit", "static best", "confidence cascade"]
+    expected = [(100.0 * (level - 0.02), k) for k, level in enumerate(EFFECTIVE.values())]
+    both = figure.axes[1]
+    assert _names(both) == order
+    np.testing.assert_allclose(_marks(both), expected)
+    np.testing.assert_allclose(_marks(figure.axes[0]), [(93.0, k) for k in range(5)])
+    coloured = [t.get_text() for t in both.get_yticklabels() if t.get_color() == ACCENT]
+    assert coloured == ["ppo"]
+
+
+def test_headroom_and_gains_are_paired_by_episode() -> None:
+    figure = headroom_by_stream(_rows(), [*DRAWN, "absent"])
+    (axes,) = figure.axes
+    assert _names(axes) == ["digits cnn, steady", "digits cnn, both"]
+    np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [0.0, 10.0], atol=1e-9)
+    gains = [x for x, y in _marks(axes) if y > 0.5]
+    np.testing.assert_allclose(gains, [8.0, 5.0, -5.0])
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named[-3:] == ["ppo", "slack fit", "confidence cascade"]
+
+
+def test_an_ablation_shows_the_groups_that_are_hidden() -> None:
+    (axes,) = ablation(_costs()).axes
+    assert _names(axes) == ["without load", "without input", "without shadow"]
+    np.testing.assert_allclose([x for x, _ in _marks(axes)], [-8.0, -1.0, 0.2])
+
+
+def test_a_timeline_shows_rates_accuracies_and_plans() -> None:
+    figure = _timeline()
+    rate, accuracy, ppo, cascade = figure.axes
+    (area,) = rate.collections
+    # 2 requests per 0.05 s, over corrupted inputs too
+    heights = area.get_paths()[0].vertices
+    assert heights[:, 1].max() == pytest.approx(40.0)
+    assert heights[:, 0].max() == pytest.approx(10.0)
+    (span,) = rate.patches
+    assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx((4.0, 6.0))
+    assert span.get_zorder() < area.get_zorder()
+    # 2 of 3 + 1 requests are right and in time
+    assert [line.get_label() for line in accuracy.lines] == ["ppo", "confidence cascade"]
+    for line in accuracy.lines:
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), 50.0)
+    assert _names(ppo) == ["stage0", "stage1", "stage2", "stage3", "again"]
+    assert cascade.get_xlabel() == "simulated time (s)"
+
+
+def test_a_raster_has_the_colours_of_levels_and_of_the_second_pass() -> None:
+    *_, ppo, cascade = _timeline().axes
+
+    def colours(axes: Axes, row: int) -> list[str]:
+        image = axes.images[0]
+        shown = image.cmap(image.norm(image.get_array()[row]))
+        return [to_hex(colour) if colour[3] else "" for colour in shown[[100, -100]]]
+
+    names = [to_hex(colour) for colour in level_colours(3)]
+    assert colours(ppo, 0) == [names[0], names[2]]
+    assert colours(ppo, 4) == ["", ""]
+    assert colours(cascade, 3) == [names[2], names[2]]
+    assert colours(cascade, 4) == ["#4d4d4d"] * 2
+    plain = _timeline(cascade=False)
+    assert _names(plain.axes[-1]) == ["stage0", "stage1", "stage2", "stage3"]
+    texts = [text.get_text() for legend in plain.legends for text in legend.get_texts()]
+    assert texts == ["ppo", "confidence cascade", *LEVELS, "inputs corrupted"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (accuracy_by_agent, _rows(), "episode"),
+        (lambda table: headroom_by_stream(table, DRAWN), _rows(), "effective_accuracy"),
+        (ablation, _costs(), "low"),
+        (lambda table: stream_timeline(table, ["ppo"], LEVELS), _steps(), "in_time"),
+        (lambda table: stream_timeline(table, ["ppo"], LEVELS), _steps(), "dropped"),
+    ],
+)
+def test_missing_columns_and_rows_are_named(
+    draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, column: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"has no column '{column}'; it has"):
+        draw(table.drop(columns=column))
+    with pytest.raises(ConfigError, match="has no rows"):
+        draw(table.iloc[:0])
