@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -37,14 +37,9 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     Raises:
         ConfigError: An unknown learner, hyperparameter, or actions that it cannot use.
     """
-    from agents.precision.learned import LEARNERS, Training, train_learner
+    from agents.precision.learned import Training, train_learner
 
-    node, learner = config.agent, str(config.agent.learner)
-    if learner not in LEARNERS:
-        raise unknown_name("agent.learner", learner, LEARNERS)
-    own = plain_node(node.preset, "agent.preset")
-    check_keys(own, "agent.preset", [field.name for field in fields(LEARNERS[learner].preset)])
-    preset = {k: v for k, v in own.items() if v is not None}
+    node, preset = config.agent, _preset(config.agent)
     world = build_world(config, Part.TRAIN)
     total = int(node.timesteps)
     what = f"{node.name}, {config.env.stream}, seed {config.seed}"
@@ -58,7 +53,7 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     )
     try:
         train_learner(
-            learner,
+            str(node.learner),
             world,
             training,
             run.path,
@@ -68,6 +63,18 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     except ValueError as error:
         raise ConfigError(f"agent={node.name}: {error}") from error
     report(what, total, total)
+
+
+def _preset(node: DictConfig) -> dict[str, Any]:
+    """Return the hyperparameters that are given, by name; others are the learner's own."""
+    from agents.precision.learned import LEARNERS
+
+    learner = str(node.learner)
+    if learner not in LEARNERS:
+        raise unknown_name("agent.learner", learner, LEARNERS)
+    given = plain_node(node.preset, "agent.preset")
+    check_keys(given, "agent.preset", [field.name for field in fields(LEARNERS[learner].preset)])
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def best_constant(config: DictConfig, world: StagedPrecisionConfig) -> PrecisionPlan:

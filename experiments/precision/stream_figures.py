@@ -152,10 +152,11 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     Args:
         steps: Rows of the agent "given" (time_s, requests, condition), and of agents a row per
             batch: time_s, requests, dropped, in_time, `level_<stage>`, escalate_below.
-        agents: Which agents, at most four.
+        agents: Which agents, at most four; those without rows are left out.
         levels: Names of the levels.
     """
     check_columns(steps, _STEPS)
+    agents = [name for name in agents if name in set(steps["agent"])]
     given = steps[steps["agent"] == "given"]
     end_s = float(given["time_s"].max())
     stages = [name for name in steps if str(name).startswith("level_")]
@@ -166,11 +167,8 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     heights = (1.0, 1.2, *(0.24 * len(rows) for _ in agents))
     grid: list[Axes] = list(figure.subplots(2 + len(agents), 1, sharex=True, height_ratios=heights))
     edges = np.arange(0.0, end_s + _BIN_S, _BIN_S)
-    rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
-    grid[0].fill_between(edges, np.append(rate, rate[-1]), step="post", color="#9D9DA1")
-    # Room at the top, where the condition shows whatever the rate is.
-    high = 1.15 * max(rate.max(), 1.0)
-    grid[0].set(ylabel="requests\n(per s)", ylim=(0.0, high), xlim=(0.0, end_s))
+    _draw_rate(grid[0], given, edges)
+    grid[0].set_xlim(0.0, end_s)
     for axes in grid[:2]:
         _shade(axes, given)
     for k, (agent, colour) in enumerate(colours_of(agents).items()):
@@ -187,6 +185,13 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
     figure.legend(handles=named, loc="outside upper center", ncols=len(agents))
     _name_hues(figure, levels, again)
     return figure
+
+
+def _draw_rate(axes: Axes, given: pd.DataFrame, edges: NDArray[np.float64]) -> None:
+    """Draw requests per second, with room above them where the condition shows."""
+    rate = np.histogram(given["time_s"], edges, weights=given["requests"])[0] / _BIN_S
+    axes.fill_between(edges, np.append(rate, rate[-1]), step="post", color="#9D9DA1")
+    axes.set(ylabel="requests\n(per s)", ylim=(0.0, 1.15 * max(rate.max(), 1.0)))
 
 
 def _name_hues(figure: Figure, levels: Sequence[str], again: bool) -> None:

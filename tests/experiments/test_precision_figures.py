@@ -87,7 +87,7 @@ def _costs() -> pd.DataFrame:
 
 
 def _timeline(stages: int = 4, cascade: bool = True) -> Figure:
-    return stream_timeline(_steps(stages, cascade), ["ppo", "confidence_cascade"], LEVELS)
+    return stream_timeline(_steps(stages, cascade), ["ppo", "absent", "confidence_cascade"], LEVELS)
 
 
 def _tried() -> tuple[pd.DataFrame, pd.DataFrame]:
