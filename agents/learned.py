@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,6 @@ class PolicyGradientPreset:
     clip_range: float = 0.2
     net: tuple[int, ...] = (64, 64)
     start_bias: float = 3.0
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self) | {"net": list(self.net)}
 
     def arguments(self) -> dict[str, Any]:
         """Return what the library's constructors call these numbers."""

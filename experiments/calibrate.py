@@ -54,7 +54,7 @@ from experiments.precision.latencies import (
     measure_bank,
     rival_table,
 )
-from experiments.precision.profiling import build_profile
+from experiments.precision.profiling import build_profile, shown
 from experiments.precision.reference import record_bank
 from experiments.provenance import command_line, machine_summary
 from experiments.record import RunFolder, open_run
@@ -131,12 +131,9 @@ def _modelled(trained: TrainedBank, node: CalibrationNode, report: Report) -> pd
     """Return how far answers are off that are modelled from single stages, a row a condition."""
     part = trained.data.validation.first(node.profiled)
     rows = []
-    for condition, (name, severity) in zip(
-        node.names(part.x), node.corruptions(part.x), strict=True
-    ):
-        x = corrupt(part.x, name, severity, np.random.default_rng(0)) if severity else part.x
+    for k, condition in enumerate(node.names(part.x)):
         rng, told = np.random.default_rng(0), partial(report, f"modelled answers, {condition}")
-        error = modelled_answers(trained, inputs(x), part.y, rng, told).error
+        error = modelled_answers(trained, shown(part, condition, k), part.y, rng, told).error
         assert error is not None  # the answers are modelled
         rows.append({"condition": condition, **error._asdict(), "assignments": MODEL_HELD_OUT})
     return pd.DataFrame(rows)
@@ -205,7 +202,7 @@ def _chosen_table(
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
         found = measure_latencies(
-            [partial(trained.run, assignment=assignment) for assignment in distinct],
+            [partial(trained.bank.run, assignment=assignment) for assignment in distinct],
             batch,
             2 * rounds,
             np.random.default_rng(at.bucket),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from agents.api import Rollout, run_episodes
+from agents.api import BatchAgent, Rollout, run_episodes
 from agents.clairvoyant import ScheduleRows
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
@@ -85,7 +85,7 @@ def compare(config: DictConfig, report: Report = silent) -> RunFolder:
 
 
 def _rows(
-    config: DictConfig, world: StreamClusterConfig, entrant: Entrant, rollout: Rollout
+    config: DictConfig, world: StreamClusterConfig, entrant: Entrant[BatchAgent], rollout: Rollout
 ) -> list[dict[str, object]]:
     """Return one row per episode."""
     fixed = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig
@@ -28,8 +28,10 @@ from experiments.training import (
 from runtime.plan import Plan
 from runtime.policy import Bundle
 
+AgentT = TypeVar("AgentT")
 
-class Entrant(NamedTuple):
+
+class Entrant(NamedTuple, Generic[AgentT]):
     """One agent of a comparison.
 
     Attributes:
@@ -40,12 +42,12 @@ class Entrant(NamedTuple):
 
     name: str
     train_seed: int
-    agent: BatchAgent
+    agent: AgentT
 
 
 def line_up(
     config: DictConfig, world: StreamClusterConfig, n: int, report: Report
-) -> list[Entrant]:
+) -> list[Entrant[BatchAgent]]:
     """Return all agents of a comparison, making those that do not exist yet.
 
     Args:

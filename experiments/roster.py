@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,14 +143,24 @@ def unknown_driver(entry: str, known: Collection[str]) -> ConfigError:
     )
 
 
-def _fixed_plans(config: DictConfig, world: StreamClusterConfig) -> list[Driver]:
-    result = []
+def named_plans(config: DictConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield place, name and other fields of each plan of `drive.plans`.
+
+    Raises:
+        ConfigError: One of them has no name.
+    """
     for k, node in enumerate(config.drive.plans):
         place = f"drive.plans[{k}]"
         content: Any = OmegaConf.to_container(node, resolve=True)
         if not isinstance(content, dict) or not isinstance(content.get("name"), str):
             raise ConfigError(f"{place} is {content!r}; expected a name and fields of a plan")
         name = content.pop("name")
+        yield place, name, content
+
+
+def _fixed_plans(config: DictConfig, world: StreamClusterConfig) -> list[Driver]:
+    result = []
+    for place, name, content in named_plans(config):
         try:
             plan = Plan.from_mapping(content)
         except (TypeError, ValueError) as error:

@@ -5,8 +5,8 @@
 Discounts count decisions. A decision serves one batch, and batches differ in size and time, so a
 discount per decision weighs a request the less, the more small batches come before it. A discount
 per second would need a learner whose discount varies from step to step, which the library does not
-have. At the discounts of the presets what a decision is credited with lies one or two deadlines
-ahead, over which batch sizes hardly change.
+have. At the discounts of the presets a decision is credited with what happens in the next ten to
+thirty batches.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def train_learner(
         "learner": name,
         "seed": seed,
         "timesteps": model.num_timesteps,
-        "preset": preset.to_mapping(),
+        "preset": dataclasses.asdict(preset) | {"net": list(preset.net)},
     }
     export_agent(name, model, config, bundle, origin)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from agents.learned import PolicyGradientPreset
@@ -63,10 +63,6 @@ class ValuePreset:
     quantiles: int = 0
     net: tuple[int, ...] = (64, 64)
     multiplier_rate: float = 0.0
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self) | {"net": list(self.net)}
 
     def arguments(self) -> dict[str, Any]:
         """Return what the library's constructors call these numbers."""

@@ -61,10 +61,7 @@ class TrainedBank:
     data: DataSet
 
     def runnable(self, assignment: Assignment) -> Assignment:
-        """Return an assignment with levels that a stage lacks replaced by the next higher one.
-
-        A stage without an interior to narrow runs `int8` where others run `int8_half`.
-        """
+        """Return what runs in place of an assignment, see the function `runnable`."""
         return runnable(self.bank, assignment)
 
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:
@@ -73,7 +70,10 @@ class TrainedBank:
 
 
 def runnable(bank: Bank, assignment: Assignment) -> Assignment:
-    """Return an assignment with levels that a stage lacks replaced by the next higher one."""
+    """Return an assignment with levels that a stage lacks replaced by the next higher one.
+
+    A stage without an interior to narrow runs `int8` where others run `int8_half`.
+    """
     levels = []
     for stage, wanted in enumerate(assignment):
         level = wanted

@@ -91,11 +91,6 @@ class CalibrationNode:
         """Return the names of the conditions for such inputs."""
         return self.conditions or CONDITIONS[input_kind(x)]
 
-    def corruptions(self, x: NDArray[np.float32]) -> list[tuple[str, int]]:
-        """Return corruption and severity of each condition, severity 0 for clean."""
-        pairs = (condition.rpartition("-") for condition in self.names(x)[1:])
-        return [("", 0), *((name, int(severity)) for name, _, severity in pairs)]
-
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
@@ -195,6 +190,11 @@ def _integer_programme(
     return cheapest_mix(cost, transition, loss, budget)
 
 
+def rival_column(batch: int, rival: str) -> str:
+    """Return the column of the table of levels that compares with a rival."""
+    return f"batch_{batch}_over_{rival.replace(' ', '_')}"
+
+
 def level_table(
     trained: TrainedBank, measured: list[BucketLatencies], accuracies: dict[str, NDArray[Any]]
 ) -> pd.DataFrame:
@@ -214,7 +214,7 @@ def level_table(
             seconds = float(at.steady_s[uniform[0]])
             row[f"batch_{at.bucket}_ms"] = 1e3 * seconds
             for rival, rival_s in at.rivals_s.items():
-                row[f"batch_{at.bucket}_over_{rival.replace(' ', '_')}"] = rival_s / seconds
+                row[rival_column(at.bucket, rival)] = rival_s / seconds
         own = trained.runnable((k,) * len(bank.stages))
         row["bytes"] = sum(bank.bytes(stage, own[stage]) for stage in range(len(own)))
         row |= {f"accuracy_{name}": float(values[k]) for name, values in accuracies.items()}

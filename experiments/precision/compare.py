@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from agents.precision.api import Episodes, Streams, run_streams
+from agents.precision.api import Episodes, PrecisionBatchAgent, Streams, run_streams
 from envs.precision.config import StagedPrecisionConfig
 from experiments.files import write_csv
 from experiments.precision.lineup import Entrant, hindsight, line_up
@@ -67,7 +67,10 @@ def compare_streams(config: DictConfig, report: Report = silent) -> RunFolder:
 
 
 def rows_of(
-    config: DictConfig, world: StagedPrecisionConfig, entrant: Entrant, streams: Streams
+    config: DictConfig,
+    world: StagedPrecisionConfig,
+    entrant: Entrant[PrecisionBatchAgent],
+    streams: Streams,
 ) -> list[dict[str, Any]]:
     """Return one row per episode of an agent."""
     fixed = fixed_columns(config, world, entrant.name, entrant.train_seed)

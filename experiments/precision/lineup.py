@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from agents.precision.known import known_of
 from agents.precision.tables import verified_tables
 from agents.tuning import worker_pool
 from envs.precision.config import StagedPrecisionConfig
+from experiments.lineup import Entrant
 from experiments.precision.tuning import read_rules
 from experiments.training import BUNDLE, Report, train_agent, with_agent
 from runtime.precision.policy import PrecisionBundle
@@ -26,20 +26,6 @@ RULES = "rules"
 HINDSIGHT_BEST, HINDSIGHT_WINDOWS = "hindsight_best", "hindsight_windows"
 _MARGINS = (0.2, 0.4, 0.6)
 """Of the cascades that are searched with the true future."""
-
-
-class Entrant(NamedTuple):
-    """One agent of a comparison.
-
-    Attributes:
-        name: What it is called in tables.
-        train_seed: Its training seed; 0 for what is not learned.
-        agent: Who decides.
-    """
-
-    name: str
-    train_seed: int
-    agent: PrecisionBatchAgent
 
 
 def seeds_of(config: DictConfig, learner: str) -> list[int]:
@@ -61,7 +47,9 @@ def makers(config: DictConfig) -> list[DictConfig]:
     ]
 
 
-def line_up(config: DictConfig, world: StagedPrecisionConfig, report: Report) -> list[Entrant]:
+def line_up(
+    config: DictConfig, world: StagedPrecisionConfig, report: Report
+) -> list[Entrant[PrecisionBatchAgent]]:
     """Return all agents of a comparison, making those that do not exist yet.
 
     Args:
@@ -87,7 +75,7 @@ def _bundle(folder: Path) -> PrecisionBundle:
 
 def hindsight(
     config: DictConfig, world: StagedPrecisionConfig, episodes: Episodes, report: Report
-) -> list[Entrant]:
+) -> list[Entrant[PrecisionBatchAgent]]:
     """Return the best plan of each episode, and plans window by window, with the future known.
 
     Args:

@@ -24,13 +24,12 @@ from experiments.precision.calibration import HELD_OUT, PROFILE
 from experiments.precision.compare import ROWS, SHOWN, SUMMARY, TIMELINE, compare_streams, shown
 from experiments.precision.driving import drive_streams, predictions
 from experiments.precision.lineup import makers
-from experiments.precision.reference import record_bank, record_streams
+from experiments.precision.reference import MAIN_STREAM, record_bank, record_streams
 from experiments.precision.summary import STATIC_BEST, headroom_line
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
 from experiments.training import Report
 from simulators.precision.profile import PrecisionProfile
 
-MAIN_STREAM = "both"
 ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
 DRAWN_AGENTS = ("static_best", "confidence_cascade", "slack_cascade", "ppo")
 """Agents of the timeline and of the figure of headroom."""

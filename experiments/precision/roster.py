@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from agents.deciders import Constant
 from agents.precision.api import PrecisionAgent
@@ -20,7 +20,7 @@ from experiments.errors import ConfigError
 from experiments.files import file_sha256
 from experiments.precision.lineup import RULES
 from experiments.precision.tuning import PROGRAMME, STATIC_BEST, TRAINING_MODE, read_rules
-from experiments.roster import bundle_folder, check_names, unknown_driver
+from experiments.roster import bundle_folder, check_names, named_plans, unknown_driver
 from experiments.training import BUNDLE, Report, agent_names, train_agent, with_agent
 from runtime.bundle_files import POLICY
 from runtime.precision.guards import PrecisionGuards
@@ -126,12 +126,7 @@ def _deployed(name: str, folder: Path, profile: PrecisionProfile) -> StreamDrive
 def _fixed_plans(config: DictConfig, world: StagedPrecisionConfig) -> list[StreamDriver]:
     """Return the plans of `drive.plans`: a name, level names, and other fields of a plan."""
     result = []
-    for k, node in enumerate(config.drive.plans):
-        place = f"drive.plans[{k}]"
-        content: Any = OmegaConf.to_container(node, resolve=True)
-        if not isinstance(content, dict) or not isinstance(content.get("name"), str):
-            raise ConfigError(f"{place} is {content!r}; expected a name and fields of a plan")
-        name = content.pop("name")
+    for place, name, content in named_plans(config):
         try:
             for key in {"levels", "escalate_levels"} & set(content):
                 content[key] = world.profile.assignment(*map(str, content[key]))

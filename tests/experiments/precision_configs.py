@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hydra import compose
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from experiments.cli import CONF
 from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
 
 
@@ -15,6 +20,17 @@ def compose_precision(*words: str, root: Path | None = None) -> DictConfig:
     """Compose a precision server; Hydra has been initialised."""
     fixed = ["env=staged_precision", "size=smoke", f"data.root={root or 'null'}"]
     return compose("config", overrides=[*fixed, *words])
+
+
+@contextmanager
+def composing(root: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Compose servers of the synthetic bank whose runs share a folder of results; one thread."""
+    GlobalHydra.instance().clear()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield lambda *words: compose_precision(f"results.root='{root}'", *words)
+    torch.set_num_threads(before)
 
 
 def calibrated(folder: Path, samples: int = 64) -> list[str]:

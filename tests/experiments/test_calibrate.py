@@ -11,7 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from experiments.calibrate import (
+from experiments.calibrate import calibrate_network
+from experiments.cli import CONF
+from experiments.errors import ConfigError
+from experiments.precision.calibration import (
     CHOSEN,
     EVERY,
     FRONT,
@@ -23,10 +26,7 @@ from experiments.calibrate import (
     PROFILE,
     TABLE,
     TRIALS,
-    calibrate_network,
 )
-from experiments.cli import CONF
-from experiments.errors import ConfigError
 from experiments.precision.latencies import OVERHEAD
 from experiments.record import RunFolder
 from simulators.precision.profile import PrecisionProfile

@@ -9,9 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from agents.precision.families import GRIDS
@@ -39,7 +36,7 @@ from experiments.training import BUNDLE, train_agent, training_part, with_agent
 from experiments.workloads import Part
 from runtime.precision.policy import PrecisionBundle
 from simulators.precision.workload import Stream
-from tests.experiments.precision_configs import compose_precision
+from tests.experiments.precision_configs import composing
 
 AGENTS = sorted(path.stem for path in (CONF / "agent" / "precision").glob("*.yaml"))
 SIZES = sorted(path.stem for path in (CONF / "size").glob("*.yaml"))
@@ -61,13 +58,8 @@ class Compared(NamedTuple):
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DictConfig]]:
-    GlobalHydra.instance().clear()
-    root = tmp_path_factory.mktemp("results")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *words: compose_precision(f"results.root='{root}'", *words)
-    torch.set_num_threads(before)
+    with composing(tmp_path_factory.mktemp("results")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

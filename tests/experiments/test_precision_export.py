@@ -6,14 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from agents.precision.heuristics.static import Static
 from agents.precision.known import known_of
-from experiments.cli import CONF
 from experiments.errors import ConfigError, explain_run
 from experiments.export import export, task
 from experiments.precision.exporting import TUNED_PLANS
@@ -33,7 +29,7 @@ from experiments.workloads import Part
 from runtime.bundle_files import WEIGHTS, BundleError
 from runtime.networks import RecurrentNetwork
 from runtime.precision.policy import PrecisionBundle
-from tests.experiments.precision_configs import compose_precision
+from tests.experiments.precision_configs import composing
 
 Compose = Callable[..., DictConfig]
 SMALL = (
@@ -47,13 +43,8 @@ SMALL = (
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
     """Compose servers of the synthetic bank; all tests share the runs."""
-    GlobalHydra.instance().clear()
-    root = tmp_path_factory.mktemp("results")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *words: compose_precision(f"results.root='{root}'", *words)
-    torch.set_num_threads(before)
+    with composing(tmp_path_factory.mktemp("results")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
