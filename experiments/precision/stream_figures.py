@@ -47,6 +47,10 @@ _PREDICTED = (
     ("p99_s", "p99 latency (ms)", 1e3),
 )
 _STEPS = ("agent", "time_s", "requests", "dropped", "condition", "in_time", "escalate_below")
+_REFERENCES = (
+    (STATIC_BEST, "dashed", "static best"),
+    (CLAIRVOYANT, "dotted", "clairvoyant reference"),
+)
 _BIN_S = 0.5
 """Width of the bins of rates and accuracies in a timeline, seconds."""
 _ABOVE_GRID = 0.9
@@ -72,17 +76,18 @@ def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) ->
             if name in scores:
                 colour = ACCENT if name in accent else PLAIN
                 interval_dot(axes, y, _percent(_mean(scores[name].mean(axis=0))), colour)
-        for name, dashes in ((STATIC_BEST, "dashed"), (CLAIRVOYANT, "dotted")):
+        for name, dashes, _ in _REFERENCES:
             if name in scores:
                 level = 100.0 * scores[name].mean()
                 axes.axvline(level, color=QUIET, linestyle=dashes, zorder=_ABOVE_GRID)
         name_rows(axes, order, accent)
         axes.set(title=f"{label(str(network))}, {stream}", xlabel="effective accuracy (%)")
     handles = [
-        Line2D([], [], color=QUIET, linestyle="dashed", label="static best"),
-        Line2D([], [], color=QUIET, linestyle="dotted", label="clairvoyant reference"),
-        Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned"),
+        Line2D([], [], color=QUIET, linestyle=dashes, label=said)
+        for name, dashes, said in _REFERENCES
+        if name in order
     ]
+    handles.append(Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned"))
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize="small")
     return figure
 

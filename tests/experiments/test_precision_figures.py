@@ -17,6 +17,7 @@ from experiments.precision.stream_figures import (
     ablation,
     accuracy_by_agent,
     headroom_by_stream,
+    predicted_streams,
     stream_timeline,
 )
 from tests.experiments.drawn import check_texts, check_units
@@ -96,11 +97,25 @@ def _tried() -> tuple[pd.DataFrame, pd.DataFrame]:
     return every, pd.DataFrame({"chosen_by": ["x", "y", "z"], "assignment": list("bbd")})
 
 
+def _real() -> pd.DataFrame:
+    """Two agents on one stream, predicted 2 points and 10 % too high."""
+    rows = [
+        {"stream": "both", "agent": agent, "episode": k, "source": source}
+        | {"effective_accuracy": value + off, "missed_share": 0.1 + off}
+        | {"p50_s": 0.01 * scale, "p99_s": 0.03 * scale}
+        for agent, value in (("ppo", 0.8), ("static_best", 0.7))
+        for k in range(2)
+        for source, off, scale in (("measured", 0.0, 1.0), ("simulated", 0.02, 1.1))
+    ]
+    return pd.DataFrame(rows)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "accuracy": lambda: accuracy_by_agent(_rows()),
     "accuracy, one episode": lambda: accuracy_by_agent(_rows(episodes=1)),
     "headroom": lambda: headroom_by_stream(_rows(), DRAWN),
     "headroom, one episode": lambda: headroom_by_stream(_rows(episodes=1), DRAWN),
+    "predicted": lambda: predicted_streams(_real()),
     "ablation": lambda: ablation(_costs()),
     "timeline": _timeline,
     "timeline, eight stages": lambda: _timeline(stages=8),
@@ -216,3 +231,21 @@ def test_missing_columns_and_rows_are_named(
         draw(table.drop(columns=column))
     with pytest.raises(ConfigError, match="has no rows"):
         draw(table.iloc[:0])
+
+
+def test_predictions_stand_over_measurements() -> None:
+    figure = predicted_streams(_real())
+    points = [[c.get_offsets().data[0] for c in axes.collections] for axes in figure.axes]
+    np.testing.assert_allclose(points[0], [[80.0, 82.0], [70.0, 72.0]])
+    np.testing.assert_allclose(points[3], [[30.0, 33.0], [30.0, 33.0]])
+    with pytest.raises(ConfigError, match="both simulated and measured"):
+        predicted_streams(_real().query("source == 'measured'"))
+
+
+def test_only_references_that_are_drawn_are_in_the_legend() -> None:
+    for agents, expected in ((list(EFFECTIVE), True), (["static_best", "ppo"], False)):
+        rows = _rows()
+        figure = accuracy_by_agent(rows[rows["agent"].isin(agents)])
+        said = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert ("clairvoyant reference" in said) is expected
+        assert "static best" in said
