@@ -47,7 +47,7 @@ from runtime.precision.streams import RequestStream, Served
 
 DECISION_AIM_US, SWITCH_AIM_US = 50, 20
 FRACTIONS = (0.0, 0.02, 0.1)
-LEVELS = ("fp32", "bf16", "int8", "int8_quarter")
+LEVELS = ("fp32", "int8", "int8_quarter", "int8_sixteenth")
 BATCH = 16
 STREAM_S, REPETITIONS = 2.0, 5
 LOAD = 0.5  # of the capacity of the coarsest level at full batches

@@ -19,7 +19,8 @@ from experiments.training import Report, silent
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
-from runtime.precision.levels import runnable_levels
+from runtime.precision.levels import real_levels
+from runtime.precision.machine import has_matrix_units
 from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
 from runtime.precision.training_mode import Assignment
@@ -33,8 +34,8 @@ class BankNode:
     """The node `bank` of a configuration.
 
     Attributes:
-        levels: Names of the levels, the highest first; None: all that are real and that the network
-            was trained for.
+        levels: Names of the levels, the highest first; None: all that are real, worth it on this
+            machine (see `trained_levels`) and that the network was trained for.
         buckets: Batch sizes that are prepared and measured.
         percentile: Share of activations inside the calibrated ranges, per cent.
     """
@@ -148,12 +149,13 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
 
 
 def trained_levels(widths: Sequence[float]) -> list[str]:
-    """Return the names of the real levels of this machine at some interior widths."""
-    return [
-        level.name
-        for level in runnable_levels()
-        if not level.emulated and level.width in widths and level.device == "cpu"
-    ]
+    """Return the names of the real levels worth offering here, at some interior widths.
+
+    Without matrix units bf16 is slower than fp32 (measured on two processors with AVX-512), and
+    each level that cannot be the best multiplies the assignments to try.
+    """
+    wide = [level for level in real_levels() if level.width in widths and level.device == "cpu"]
+    return [level.name for level in wide if level.kind != "bf16" or has_matrix_units()]
 
 
 def inputs(x: object) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from runtime.precision import machine
 from runtime.precision.calibration import Calibration, calibrate, data_key
 from runtime.precision.kernels import Int8Weights, quantise_weights
-from runtime.precision.levels import Level, find_levels, require_runnable
+from runtime.precision.levels import Level, find_levels, real_levels, require_runnable
 from runtime.precision.lowering import Borders, LoweredStage, layers_of
 from runtime.precision.staging import StagedNetwork, WidthError, fingerprint
 from runtime.precision.variant_cache import VariantCache
@@ -28,7 +28,8 @@ class BankOptions:
     """What a bank offers.
 
     Attributes:
-        levels: Names, or levels of your own.
+        levels: Names, or levels of your own; None: those of fp32, bf16 and int8 that this machine
+            can run.
         buckets: Batch sizes that are run as they are.
         percentile: Of calibration, see `calibration.calibrate`.
         rest: Type in which int8 stages compute what are not layers: bf16, fp32, or auto, which
@@ -37,7 +38,7 @@ class BankOptions:
         cache: Folder of the variant cache, or None.
     """
 
-    levels: tuple[str | Level, ...] = ("fp32", "bf16", "int8")
+    levels: tuple[str | Level, ...] | None = None
     buckets: tuple[int, ...] = (1, 4, 16, 64)
     percentile: float = 100.0
     rest: str = "auto"
@@ -53,6 +54,16 @@ class BankOptions:
             raise ValueError(f"buckets {self.buckets} given; expected batch sizes of at least 1")
         if self.rest not in ("auto", "bf16", "fp32"):
             raise ValueError(f"rest is {self.rest!r}; expected auto, bf16 or fp32")
+
+    def found_levels(self) -> tuple[Level, ...]:
+        """Return the levels that `levels` means on this machine.
+
+        Raises:
+            ValueError: A name is unknown or given twice.
+        """
+        if self.levels is not None:
+            return find_levels(self.levels)
+        return tuple(level for level in real_levels() if level.width == 1.0)
 
     def sorted_buckets(self) -> tuple[int, ...]:
         """Return the buckets in order, each once."""
@@ -75,7 +86,7 @@ def build_variants(
     Raises:
         ValueError: See `Bank`.
     """
-    levels = find_levels(options.levels)
+    levels = options.found_levels()
     require_runnable(levels)
     graphs, refusals = _widths(network, levels)
     cache = None if options.cache is None else VariantCache(options.cache)
@@ -149,16 +160,17 @@ def _integer_weights(
 ) -> dict[str, Int8Weights]:
     """Return integer weights of a graph's layers from the cache, made and kept if missing."""
     layers = layers_of(graph)
-    key = {"what": "weights", "weights": print_, "bits": str(level.bits), "level": level.name}
+    bits = machine.weight_bits(level)
+    key = {"what": "weights", "weights": print_, "bits": str(bits), "level": level.name}
     key |= _environment()
     known = cache.load(key)
     if known is None:
-        made = {name: quantise_weights(layer, level.bits) for name, layer in layers.items()}
+        made = {name: quantise_weights(layer, bits) for name, layer in layers.items()}
         stored = {f"{name}.integers": w.integers for name, w in made.items()}
         stored |= {f"{name}.scales": w.scales for name, w in made.items()}
         cache.store(key, stored)
         return made
     return {
-        name: Int8Weights(layer, known[f"{name}.integers"], known[f"{name}.scales"], level.bits)
+        name: Int8Weights(layer, known[f"{name}.integers"], known[f"{name}.scales"], bits)
         for name, layer in layers.items()
     }

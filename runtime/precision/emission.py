@@ -188,6 +188,8 @@ class Emitter:
         x = self._ordered(self._value(source, takes), source)
         added = None if other is None else self._added(node, other, form)
         packed = stage.packed[node.name]
+        if packed.strides != (1, 1):
+            x = self._graph.call_function(kernels.thin, (x, *packed.strides))
 
         def get(name: str) -> fx.Node:
             return self._hold(f"{node.name}_{name}", packed.tensors[name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Self
 
@@ -96,8 +96,8 @@ class BankTables:
     n_stages: int
     n_levels: int
     buckets: tuple[int, ...]
-    accuracy: NDArray[np.float64]
-    latency_s: NDArray[np.float64]
+    accuracy: NDArray[np.float64] = field(repr=False)
+    latency_s: NDArray[np.float64] = field(repr=False)
 
     def __post_init__(self) -> None:
         """Refuse tables of the wrong shape or with numbers that are not finite.

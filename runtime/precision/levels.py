@@ -116,6 +116,11 @@ def runnable_levels() -> tuple[Level, ...]:
     return tuple(level for level in LEVELS if level.name not in refused)
 
 
+def real_levels() -> tuple[Level, ...]:
+    """Return the levels that this machine can run with kernels of their own, highest first."""
+    return tuple(level for level in runnable_levels() if not level.emulated)
+
+
 def require_runnable(levels: Sequence[Level]) -> None:
     """Refuse levels that this machine cannot run.
 

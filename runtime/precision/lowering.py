@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from runtime.precision import kernels
+from runtime.precision import kernels, machine
 from runtime.precision.calibration import Range
 from runtime.precision.capture import constants_of
 from runtime.precision.formats import Format, Grid, Rounded
@@ -87,7 +87,7 @@ class LoweredStage:
         self.quantised = dict(quantised or {})
         if self.rounds and quantised is None:
             self.quantised = {
-                name: kernels.quantise_weights(layer, level.bits)
+                name: kernels.quantise_weights(layer, machine.weight_bits(level))
                 for name, layer in layers_of(graph).items()
             }
         self.packed = {node.name: self._pack(node) for node in graph.graph.nodes if is_layer(node)}

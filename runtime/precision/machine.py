@@ -16,9 +16,13 @@ from torch.nn import functional
 
 from runtime.precision import kernels
 from runtime.precision.formats import Grid
+from runtime.precision.levels import Level
 
 _LEAST_DB = {"fp32": 100.0, "bf16": 35.0, "int8": 25.0}
 """Signal to noise that a working kernel exceeds by far on the self-tests' Gaussian data."""
+
+
+_Weights = kernels.ConvWeights | kernels.LinearWeights
 
 
 def sqnr_db(reference: Tensor, value: Tensor) -> float:
@@ -40,6 +44,36 @@ def instruction_set() -> str:
 def has_matrix_units() -> bool:
     """Return whether bf16 runs on AMX tiles; without them it is slower than fp32 in places."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+@cache
+def int8_weight_bits() -> int:
+    """Return how many bits the weights of int8 kernels may have for exact sums: 8 or 7.
+
+    Processors without VNNI instructions add pairs of products in 16 bits: with 8 bits on both sides
+    those sums saturate without an error (seen with torch 2.13 on AVX2: half of the true value).
+    """
+    return 8 if all(_sums_exactly(weights) for weights in _extreme_weights()) else 7
+
+
+def _extreme_weights() -> tuple[_Weights, ...]:
+    """Return layers whose sums of products are the largest, one of each kind of kernel."""
+    one, pair = (1, 1), (0, 0)
+    return (
+        kernels.ConvWeights(torch.ones(16, 16, 3, 3), None, one, pair, one, 1),
+        kernels.ConvWeights(torch.ones(16, 16, 1, 1), None, one, pair, one, 1),
+        kernels.LinearWeights(torch.ones(16, 64), None),
+    )
+
+
+def _sums_exactly(weights: _Weights) -> bool:
+    conv = isinstance(weights, kernels.ConvWeights)
+    shape = (1, 16, 4, 4) if conv else (4, 64)
+    order = torch.channels_last if conv else torch.contiguous_format
+    x = torch.full(shape, 255, dtype=torch.uint8).contiguous(memory_format=order)
+    call = kernels.prepack_int8(kernels.quantise_weights(weights), Grid(1.0 / 255.0, 0), shape)
+    expected = float(weights.weight[0].numel())
+    return bool((call.run(x) - expected).abs().max() < 1e-3 * expected)
 
 
 @cache
@@ -71,6 +105,11 @@ def refusal(kind: str, device: str = "cpu") -> str:
     return ""
 
 
+def weight_bits(level: Level) -> int:
+    """Return the bits of the integers that stand for weights at a level of at most 8 bits."""
+    return min(level.bits, int8_weight_bits())
+
+
 def _worst_db(kind: str) -> float:
     generator = torch.Generator().manual_seed(7)
 
@@ -89,9 +128,6 @@ def _worst_db(kind: str) -> float:
     )
 
 
-_Weights = kernels.ConvWeights | kernels.LinearWeights
-
-
 def _floating(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Tensor) -> float:
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     call = kernels.prepack_float(weights, dtype, x.shape)
@@ -103,7 +139,8 @@ def _floating(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Ten
 def _integer(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Tensor) -> float:
     total = exact + other
     grid, on, target = Grid.of_tensor(x), Grid.of_tensor(other), Grid.of_tensor(total)
-    call = kernels.prepack_int8(kernels.quantise_weights(weights), grid, x.shape)
+    integers = kernels.quantise_weights(weights, int8_weight_bits())
+    call = kernels.prepack_int8(integers, grid, x.shape)
     found = [sqnr_db(exact, call.run(grid.quantise(x)))]
     order = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     added = kernels.Added(other.clone(memory_format=order))

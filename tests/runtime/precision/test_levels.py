@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runtime.precision import levels, machine
+from runtime.precision.formats import Grid
 from runtime.precision.levels import LEVELS, Level, find_level, find_levels
 
 
@@ -48,14 +49,40 @@ def test_a_kernel_that_computes_something_else_is_found(monkeypatch: pytest.Monk
     machine.refusal.cache_clear()
     real = machine.kernels.quantise_weights
 
-    def wrong(layer: machine.kernels.Weights) -> machine.kernels.Int8Weights:
-        made = real(layer)
+    def wrong(layer: machine.kernels.Weights, bits: int = 8) -> machine.kernels.Int8Weights:
+        made = real(layer, bits)
         made.scales[3] *= 1.7
         return made
 
     monkeypatch.setattr(machine.kernels, "quantise_weights", wrong)
     assert "differ from fp32 more than rounding explains" in machine.refusal("int8")
     machine.refusal.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 3, 3), (48, 128, 1, 1), (40, 256)])
+def test_the_largest_sums_of_int8_kernels_do_not_saturate(shape: tuple[int, ...]) -> None:
+    weight = torch.ones(shape)
+    conv = len(shape) == 4
+    layer: machine.kernels.Weights = machine.kernels.LinearWeights(weight, None)
+    x = torch.full((8, shape[1]), 255, dtype=torch.uint8)
+    if conv:
+        layer = machine.kernels.ConvWeights(weight, None, (1, 1), (0, 0), (1, 1), 1)
+        x = torch.full((2, shape[1], 6, 6), 255, dtype=torch.uint8)
+        x = x.contiguous(memory_format=torch.channels_last)
+    bits = machine.weight_bits(find_level("int8"))
+    integers = machine.kernels.quantise_weights(layer, bits)
+    call = machine.kernels.prepack_int8(integers, Grid(1.0 / 255.0, 0), x.shape)
+    assert torch.allclose(call.run(x), weight[0].sum(), rtol=1e-4)
+
+
+def test_a_kernel_that_saturates_gets_weights_of_seven_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine.int8_weight_bits.cache_clear()
+    monkeypatch.setattr(machine, "_sums_exactly", lambda weights: False)
+    assert machine.weight_bits(find_level("int8")) == 7
+    assert machine.weight_bits(find_level("int6")) == 6
+    machine.int8_weight_bits.cache_clear()
 
 
 def test_the_signal_to_noise_ratio_has_its_closed_form() -> None:
