@@ -187,7 +187,7 @@ def make_learner(
     """
     preset = preset or preset_of(name, {})
     nvec = config.actions.nvec
-    worlds = PrecisionVecEnv(config, preset.n_envs, preset.multiplier_rate)
+    worlds = PrecisionVecEnv(config, preset.n_envs, preset.multiplier_rate, preset.less_noise)
     kind = LEARNERS[name]
     arguments = preset.arguments() | {"seed": seed}
     if isinstance(preset, ValuePreset):

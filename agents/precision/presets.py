@@ -16,6 +16,8 @@ class GradientPreset(PolicyGradientPreset):
 
     Attributes:
         multiplier_rate: Of the accuracy floor's Lagrange multiplier, see `PrecisionVecEnv`.
+        less_noise: Whether rewards leave out failures that were to be expected, see
+            `agents.precision.expected_failures`.
         lstm_units: Units of the memory of the recurrent policy.
     """
 
@@ -25,6 +27,7 @@ class GradientPreset(PolicyGradientPreset):
     gae_lambda: float = 0.9
     ent_coef: float = 0.01
     multiplier_rate: float = 0.0
+    less_noise: bool = True
     lstm_units: int = 64
 
 
@@ -47,6 +50,7 @@ class ValuePreset:
         quantiles: Quantiles of the return that are learned; 0 learns the mean alone (DQN).
         net: Widths of the hidden layers, ReLU.
         multiplier_rate: Of the accuracy floor's Lagrange multiplier, see `PrecisionVecEnv`.
+        less_noise: As in `GradientPreset`.
     """
 
     n_envs: int = 64
@@ -63,6 +67,7 @@ class ValuePreset:
     quantiles: int = 0
     net: tuple[int, ...] = (64, 64)
     multiplier_rate: float = 0.0
+    less_noise: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """Return what the library's constructors call these numbers."""

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.precision.expected_failures import ExpectedFailures
 from agents.vec_env import CompiledVecEnv, Stepped
 from envs.precision.config import StagedPrecisionConfig
 from envs.precision.servers import Servers
@@ -26,12 +27,19 @@ class PrecisionVecEnv(CompiledVecEnv):
     while it is above. The divisor keeps the size of what is learned (Stooke et al.,
     arXiv:2007.03964).
 
+    With `less_noise` the learner does not pay for failures that were to be expected of the
+    requests, see `ExpectedFailures`.
+
     Attributes:
         multiplier: The Lagrange multiplier m, 0 at first.
     """
 
     def __init__(
-        self, config: StagedPrecisionConfig, n_envs: int, multiplier_rate: float = 0.0
+        self,
+        config: StagedPrecisionConfig,
+        n_envs: int,
+        multiplier_rate: float = 0.0,
+        less_noise: bool = False,
     ) -> None:
         """Build the servers.
 
@@ -40,6 +48,7 @@ class PrecisionVecEnv(CompiledVecEnv):
             n_envs: Number of servers N.
             multiplier_rate: Rise of the multiplier per unit of mean cost and step; 0 leaves the
                 floor out.
+            less_noise: Whether expected failures are left out of what the learner gets.
 
         Raises:
             ValueError: A negative rate, or a rate without a floor.
@@ -53,18 +62,36 @@ class PrecisionVecEnv(CompiledVecEnv):
         self.servers = Servers(config, n_envs)
         self.multiplier = 0.0
         self._rate = multiplier_rate
+        self._expected = ExpectedFailures(self.servers) if less_noise else None
+        self._per_failure = config.reward.effective_accuracy / config.serving.max_batch
+        self._unavoidable = np.zeros(n_envs)
         super().__init__(self.servers)
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode everywhere; observations float32 [N, size]."""
+        observation = super().reset()
+        if self._expected is not None:
+            self._expected.begin(np.arange(self.num_envs))
+        return observation
 
     def advance(self, actions: NDArray[np.int64]) -> Stepped:
         """Serve a batch in every server."""
-        return self.servers.step(actions)
+        stepped = self.servers.step(actions)
+        if self._expected is not None:
+            self._unavoidable = self._per_failure * self._expected.of_last_step()
+        return stepped
 
     def restart(self, over: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Start an episode in the servers that reached the horizon."""
-        return self.servers.reset(self._rngs, np.flatnonzero(over))
+        which = np.flatnonzero(over)
+        observation = self.servers.reset(self._rngs, which)
+        if self._expected is not None:
+            self._expected.begin(which)
+        return observation
 
     def shown(self, reward: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the reward, less the cost of the accuracy floor."""
+        """Return the reward without expected failures, less the cost of the accuracy floor."""
+        reward = reward + self._unavoidable
         if self._rate == 0.0:
             return reward
         cost = self.servers.cost

@@ -87,3 +87,50 @@ def test_impossible_multipliers_are_refused(
     floored = replace(world, reward=PrecisionWeights(accuracy_floor=floor))
     with pytest.raises(ValueError, match=message):
         PrecisionVecEnv(floored, 2, rate)
+
+
+def test_expected_failures_are_those_of_the_requests_that_left(
+    world: StagedPrecisionConfig,
+) -> None:
+    short = replace(world, horizon_s=0.5)
+    plain, quiet = PrecisionVecEnv(short, 3), PrecisionVecEnv(short, 3, less_noise=True)
+    profile = short.profile
+    wrong = (profile.label != profile.truth).mean(axis=1)
+    for env in (plain, quiet):
+        env.seed(5)
+        env.reset()
+    rng = np.random.default_rng(1)
+    actions, ended = rng.integers(0, short.actions.nvec, size=(200, 3, len(short.actions.nvec))), 0
+    seen_requests = 0
+    for chosen in actions:
+        requests = plain.servers.engine.state.request.copy()
+        for env in (plain, quiet):
+            env.step_async(chosen)
+        first, reward, over, _ = plain.step_wait()
+        second, shown, _, _ = quiet.step_wait()
+        np.testing.assert_array_equal(first, second)
+        reports = plain.servers.engine.reports
+        for k in np.flatnonzero(~over):
+            # Dropped requests were never drawn here: compare steps without them.
+            served, dropped = int(reports[k, 2]), int(reports[k, 11])
+            own = requests[k, :served]
+            expected = wrong[own["condition"], own["sample"]].sum() / short.serving.max_batch
+            if dropped == 0:
+                assert shown[k] - reward[k] == pytest.approx(expected, abs=1e-5)
+                seen_requests += served
+        ended += int(over.sum())
+    assert ended > 3
+    assert seen_requests > 500
+
+
+def test_leaving_out_expected_failures_lowers_the_noise(
+    world: StagedPrecisionConfig,
+) -> None:
+    spread = {}
+    for less_noise in (False, True):
+        env = PrecisionVecEnv(replace(world, horizon_s=1e3), 16, less_noise=less_noise)
+        env.seed(2)
+        env.reset()
+        env.step_async(np.full((16, len(world.actions.nvec)), 3))  # fast: nothing is late
+        spread[less_noise] = np.std([env.step_wait()[1] for _ in range(200)])
+    assert spread[True] < 0.8 * spread[False]
