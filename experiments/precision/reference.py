@@ -1,4 +1,8 @@
-"""Staged precision in results/reference: tables, figures and claims (only with record=true)."""
+"""Staged precision in results/reference: tables, figures and claims (only with record=true).
+
+A folder per kind of processor and network: `precision/avx512_vnni/fashion_cnn`. Figures of one kind
+of processor say little about another.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ from experiments.precision.summary import (
 )
 from experiments.record import RunFolder
 from experiments.statistics import Estimate
-from runtime.precision.machine import has_matrix_units
+from runtime.precision.machine import has_matrix_units, kernel_family
 
 FOLDER = "precision"
 MAIN_STREAM = "both"
@@ -69,7 +73,7 @@ def record_bank(config: DictConfig, calibrated: RunFolder) -> None:
         command=f'make calibrate SIZE=paper ARGS="network={network} record=true"',
         data=str(config.network.data),
     )
-    claims = bank_claims(folder, network, config.calibration, make)
+    claims = bank_claims(folder, config.calibration, make)
     record_claims(claims, record=True, reference=REFERENCE)
 
 
@@ -97,8 +101,8 @@ def record_streams(config: DictConfig, tables: Path) -> None:
         unit="points",
     )
     claims = [
-        *stream_claims(folder, network, make),
-        *prediction_claims(folder, network, replace(make, seeds=())),
+        *stream_claims(folder, make),
+        *prediction_claims(folder, replace(make, seeds=())),
     ]
     record_claims(claims, record=True, reference=REFERENCE)
 
@@ -108,7 +112,7 @@ def _folder(config: DictConfig) -> Path:
         raise ConfigError(
             f"record=true with size={config.size.name}; results/reference is made with size=paper"
         )
-    return REFERENCE / FOLDER / str(config.network.name)
+    return REFERENCE / FOLDER / kernel_family() / str(config.network.name)
 
 
 def _copy(paths: Iterable[Path], folder: Path) -> None:
@@ -117,34 +121,31 @@ def _copy(paths: Iterable[Path], folder: Path) -> None:
         shutil.copy2(path, folder / path.name)
 
 
-def bank_claims(folder: Path, network: str, node: DictConfig, make: ClaimMaker) -> Iterator[Claim]:
+def bank_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on the bank alone: throughput at the allowed loss, and the additive model of latency.
 
     Args:
         folder: Tables of the network.
-        network: Its name.
         node: With `batch`, the batch size that counts, and `chain`, the accuracy on clean
             calibration samples that a faster assignment may lose.
         make: Makes claims.
     """
-    yield from _throughput_claims(folder, network, node, replace(make, unit="x"))
-    fit, source = pd.read_csv(folder / FIT), f"{FOLDER}/{network}/{FIT}"
+    yield from _throughput_claims(folder, node, replace(make, unit="x"))
+    fit, source = pd.read_csv(folder / FIT), _source(folder / FIT, make)
     for figure, aim in (("mean", "<= 4"), ("worst", "<= 20")):
         said = (
-            f"{figure} error of the predicted latency of held-out assignments, {network}, worst "
-            "batch size"
+            f"{figure} error of the predicted latency of held-out assignments, {_label(folder)}, "
+            "worst batch size"
         )
         rows = ", ".join(
             f"{100 * v:.1f} % at {b}" for b, v in zip(fit["batch"], fit[figure], strict=True)
         )
         why = f"by batch size: {rows}"
         value = 100.0 * float(fit[figure].max())
-        yield make(f"bank.{_id(network)}.latency-{figure}", said, value, source, aim, why)
+        yield make(f"bank.{_id(folder)}.latency-{figure}", said, value, source, aim, why)
 
 
-def _throughput_claims(
-    folder: Path, network: str, node: DictConfig, make: ClaimMaker
-) -> Iterator[Claim]:
+def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iterator[Claim]:
     """Claims of the fastest assignment within the allowed loss against its rivals.
 
     Rivals and chosen assignments were measured in two runs with uniform fp32 in both: only ratios
@@ -153,7 +154,7 @@ def _throughput_claims(
     chosen = pd.read_csv(folder / CHOSEN).set_index("chosen_by")
     levels = pd.read_csv(folder / LEVELS).set_index("level")
     batch, allowed_loss = int(node.batch), float(node.chain)
-    source, named = f"{FOLDER}/{network}/{CHOSEN}", f"bank.{_id(network)}"
+    source, named = _source(folder / CHOSEN, make), f"bank.{_id(folder)}"
     name = "best of all" if "best of all" in chosen.index else "integer programme"
     best = (
         f"the fastest assignment ({name}) within {100 * allowed_loss:g} points on clean "
@@ -167,7 +168,7 @@ def _throughput_claims(
             return None
         return float(own[name]), float(levels.loc["fp32", column] * own["fp32"])
 
-    what = f"{network}, batch {batch}, one thread"
+    what = f"{_label(folder)}, batch {batch}, one thread"
     if pair := times_ms(COMPILED, batch):
         said = f"throughput of {best} over compiled fp32, {what}"
         aim = ">= 4" if has_matrix_units() else ">= 1.9"
@@ -182,35 +183,36 @@ def _throughput_claims(
     yield make(f"{named}.vs-uniform", said, ratio, source, aim, _both(pair))
     for size, aim_of in ((batch, "<= 1.5"), (1, None)):
         if pair := times_ms(OPENVINO, size):
-            said = f"latency of {best} over OpenVINO int8 of the whole, {network}, batch {size}"
+            whole = f"OpenVINO int8 of the whole, {_label(folder)}, batch {size}"
+            said = f"latency of {best} over {whole}"
             claim, ratio = f"{named}.vs-openvino.batch-{size}", pair[0] / pair[1]
             yield make(claim, said, ratio, source, aim_of, _both(pair))
 
 
-def stream_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[Claim]:
+def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on streams: headroom in simulation, and the best agents, simulated and real."""
     simulated = pd.read_csv(folder / "simulated.csv")
     real = pd.read_csv(folder / "real.csv")
     measured = real[real["source"] == "measured"]
-    source = f"{FOLDER}/{network}/simulated.csv"
+    source, label, named = _source(folder / "simulated.csv", make), _label(folder), _id(folder)
     for stream, rows in simulated.groupby("stream", sort=False):
-        said = f"headroom of the clairvoyant reference over static best, {network}, {stream}"
+        said = f"headroom of the clairvoyant reference over static best, {label}, {stream}"
         room = headroom(rows)
-        yield make(f"sim.{_id(network)}.{stream}.headroom", said, _points(room), source)
+        yield make(f"sim.{named}.{stream}.headroom", said, _points(room), source)
     main = {
         "sim": (simulated[simulated["stream"] == MAIN_STREAM], "simulated", source),
         "real": (
             measured[measured["stream"] == MAIN_STREAM],
             "real execution",
-            f"{FOLDER}/{network}/real.csv",
+            _source(folder / "real.csv", make),
         ),
     }
     for kind, (rows, said_how, own) in main.items():
-        yield from _against_rivals(rows, network, (kind, said_how, own), make)
+        yield from _against_rivals(rows, folder, (kind, said_how, own), make)
     rows = main["sim"][0]
     part = closed(rows, HEADLINE)
     if np.isfinite(part.value):
-        said = f"headroom closed by {HEADLINE}, {network}, {MAIN_STREAM}, simulated"
+        said = f"headroom closed by {HEADLINE}, {label}, {MAIN_STREAM}, simulated"
         value = Estimate(100 * part.value, 100 * part.low, 100 * part.high)
         best = max(
             (n for n in scores_of(rows) if n != CLAIRVOYANT and not n.startswith("hindsight")),
@@ -218,14 +220,14 @@ def stream_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[Clai
         )
         why = f"the most is closed by {best}: {100 * closed(rows, best).value:.0f} %"
         percent = replace(make, unit="%")
-        yield percent(f"sim.{_id(network)}.both.closed", said, value, source, ">= 60", why)
+        yield percent(f"sim.{named}.both.closed", said, value, source, ">= 60", why)
 
 
 def _against_rivals(
-    rows: pd.DataFrame, network: str, where: tuple[str, str, str], make: ClaimMaker
+    rows: pd.DataFrame, folder: Path, where: tuple[str, str, str], make: ClaimMaker
 ) -> Iterator[Claim]:
     """Claims of the best combined agent against rivals on the main stream."""
-    kind, how, source = where
+    (kind, how, source), label = where, _label(folder)
     scores = scores_of(rows)
     for agent in (HEADLINE, "slack_cascade"):
         for rival in (STATIC_BEST, CASCADE, *LOAD_ONLY):
@@ -239,17 +241,17 @@ def _against_rivals(
                 why = f"the clairvoyant reference itself is {room:.1f} points above {rival}"
                 if room < 100.0 * SMALL_HEADROOM:
                     why += ": adapting is not worth it here"
-            said = f"effective accuracy, {agent} against {rival}, {network}, {MAIN_STREAM}, {how}"
-            name = f"{kind}.{_id(network)}.both.{_id(agent)}-vs-{_id(rival)}"
+            said = f"effective accuracy, {agent} against {rival}, {label}, {MAIN_STREAM}, {how}"
+            name = f"{kind}.{_id(folder)}.both.{_dashed(agent)}-vs-{_dashed(rival)}"
             yield make(name, said, change, source, aim, why)
             missed = scores_of(rows, "missed_share")
-            said = f"missed requests, {agent} against {rival}, {network}, {MAIN_STREAM}, {how}"
+            said = f"missed requests, {agent} against {rival}, {label}, {MAIN_STREAM}, {how}"
             yield make(f"{name}.missed", said, _points(difference(missed, agent, rival)), source)
 
 
-def prediction_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[Claim]:
+def prediction_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on how far predictions of real streams are off, worst over agents and streams."""
-    table, source = pd.read_csv(folder / "real.csv"), f"{FOLDER}/{network}/real.csv"
+    table, source = pd.read_csv(folder / "real.csv"), _source(folder / "real.csv", make)
     for column, said, relative in (
         ("effective_accuracy", "effective accuracy", False),
         ("p50_s", "median latency", True),
@@ -261,10 +263,10 @@ def prediction_claims(folder: Path, network: str, make: ClaimMaker) -> Iterator[
         worst = ", ".join(str(part) for part in off.idxmax())
         what = (
             f"largest error of the predicted {said} over {len(off)} agents and streams ({worst}), "
-            f"{network}, real execution"
+            f"{_label(folder)}, real execution"
         )
         own = replace(make, unit="%" if relative else "points")
-        name = f"real.{_id(network)}.prediction.{column.removesuffix('_s').replace('_', '-')}"
+        name = f"real.{_id(folder)}.prediction.{_dashed(column.removesuffix('_s'))}"
         yield own(name, what, 100.0 * float(off.max()), source)
 
 
@@ -276,5 +278,18 @@ def _both(pair: tuple[float, float]) -> str:
     return f"{pair[0]:.2f} ms against {pair[1]:.2f} ms"
 
 
-def _id(name: str) -> str:
+def _source(path: Path, make: ClaimMaker) -> str:
+    return path.relative_to(make.reference).as_posix()
+
+
+def _label(folder: Path) -> str:
+    """Word network and kind of processor of a folder."""
+    return f"{folder.name} on {folder.parent.name}"
+
+
+def _id(folder: Path) -> str:
+    return _dashed(f"{folder.parent.name}.{folder.name}")
+
+
+def _dashed(name: str) -> str:
     return name.replace("_", "-")

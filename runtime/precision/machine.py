@@ -41,6 +41,14 @@ def instruction_set() -> str:
     return "+".join(parts)
 
 
+def kernel_family() -> str:
+    """Return the ability that int8 kernels live on, such as `amx`, `avx512_vnni` or `avx2`."""
+    abilities = torch.cpu.get_capabilities()
+    families = {"amx_int8": "amx", "avx512_vnni": "avx512_vnni", "avx_vnni": "avx_vnni"}
+    found = [name for ability, name in families.items() if abilities.get(ability)]
+    return found[0] if found else torch.backends.cpu.get_cpu_capability().lower()
+
+
 def has_matrix_units() -> bool:
     """Return whether bf16 runs on AMX tiles; without them it is slower than fp32 in places."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))

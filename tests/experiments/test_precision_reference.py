@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     target = tmp_path / "reference"
     target.mkdir()
     monkeypatch.setattr(reference, "REFERENCE", target)
+    monkeypatch.setattr(reference, "kernel_family", lambda: "avx2")
     return target
 
 
@@ -71,24 +72,24 @@ def test_claims_of_a_bank_state_the_figures_of_its_tables(
     reference.record_bank(settings(), calibrated)
     claims = load_claims(folder / "claims.json")
     expected = {
-        "bank.small-net.vs-compiled-fp32": 2.5,
-        "bank.small-net.vs-uniform": 1.25,
-        "bank.small-net.vs-openvino.batch-16": 2.0,
-        "bank.small-net.vs-openvino.batch-1": 5.0,
-        "bank.small-net.latency-mean": 5.0,
-        "bank.small-net.latency-worst": 15.0,
+        "bank.avx2.small-net.vs-compiled-fp32": 2.5,
+        "bank.avx2.small-net.vs-uniform": 1.25,
+        "bank.avx2.small-net.vs-openvino.batch-16": 2.0,
+        "bank.avx2.small-net.vs-openvino.batch-1": 5.0,
+        "bank.avx2.small-net.latency-mean": 5.0,
+        "bank.avx2.small-net.latency-worst": 15.0,
     }
     assert {name: claim.value for name, claim in claims.items()} == pytest.approx(expected)
     assert {name for name, claim in claims.items() if claim.met is False} == {
-        "bank.small-net.vs-openvino.batch-16",
-        "bank.small-net.latency-mean",
+        "bank.avx2.small-net.vs-openvino.batch-16",
+        "bank.avx2.small-net.latency-mean",
     }
-    assert "3.20 ms against 1.60 ms" in claims["bank.small-net.vs-openvino.batch-16"].why
-    assert "1.0 % at 1, 5.0 % at 16" in claims["bank.small-net.latency-mean"].why
+    assert "3.20 ms against 1.60 ms" in claims["bank.avx2.small-net.vs-openvino.batch-16"].why
+    assert "1.0 % at 1, 5.0 % at 16" in claims["bank.avx2.small-net.latency-mean"].why
     # with matrix units more is aimed at, and missed
     monkeypatch.setattr(reference, "has_matrix_units", lambda: True)
     reference.record_bank(settings(), calibrated)
-    missed = load_claims(folder / "claims.json")["bank.small-net.vs-compiled-fp32"]
+    missed = load_claims(folder / "claims.json")["bank.avx2.small-net.vs-compiled-fp32"]
     assert (missed.aim, missed.met) == (">= 4", False)
 
 
@@ -119,17 +120,17 @@ def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Pat
     reference.record_streams(settings(), tables)
     claims = load_claims(folder / "claims.json")
     found = {name: claim.value for name, claim in claims.items()}
-    assert found["sim.small-net.both.headroom"] == pytest.approx(6.0)
-    assert found["sim.small-net.both.ppo-vs-static-best"] == pytest.approx(4.0)
-    assert found["sim.small-net.both.ppo-vs-confidence-cascade"] == pytest.approx(3.0)
-    assert found["sim.small-net.both.closed"] == pytest.approx(100.0 * 4.0 / 6.0)
-    assert found["real.small-net.both.ppo-vs-static-best"] == pytest.approx(2.0)
-    assert found["real.small-net.prediction.effective-accuracy"] == pytest.approx(2.0)
-    assert found["real.small-net.prediction.p99"] == pytest.approx(10.0)
-    missed = claims["real.small-net.both.ppo-vs-static-best"]
+    assert found["sim.avx2.small-net.both.headroom"] == pytest.approx(6.0)
+    assert found["sim.avx2.small-net.both.ppo-vs-static-best"] == pytest.approx(4.0)
+    assert found["sim.avx2.small-net.both.ppo-vs-confidence-cascade"] == pytest.approx(3.0)
+    assert found["sim.avx2.small-net.both.closed"] == pytest.approx(100.0 * 4.0 / 6.0)
+    assert found["real.avx2.small-net.both.ppo-vs-static-best"] == pytest.approx(2.0)
+    assert found["real.avx2.small-net.prediction.effective-accuracy"] == pytest.approx(2.0)
+    assert found["real.avx2.small-net.prediction.p99"] == pytest.approx(10.0)
+    missed = claims["real.avx2.small-net.both.ppo-vs-static-best"]
     assert (missed.met, missed.aim, missed.unit) == (False, ">= 3", "points")
-    assert claims["sim.small-net.both.closed"].met
-    assert claims["sim.small-net.both.headroom"].seeds == (0, 1)
+    assert claims["sim.avx2.small-net.both.closed"].met
+    assert claims["sim.avx2.small-net.both.headroom"].seeds == (0, 1)
 
 
 def test_nothing_is_written_unless_asked_for(
