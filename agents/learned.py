@@ -49,8 +49,6 @@ class PolicyGradientPreset:
         ent_coef: Weight of the entropy bonus.
         clip_range: Of the policy ratio.
         net: Widths of the hidden layers, tanh, separate for policy and value.
-        start_bias: Added to the preferences of the choices of the plan that learning starts from:
-            exp(start_bias) times as likely as any other choice at first.
     """
 
     n_envs: int = 128
@@ -63,7 +61,6 @@ class PolicyGradientPreset:
     ent_coef: float = 0.002
     clip_range: float = 0.2
     net: tuple[int, ...] = (64, 64)
-    start_bias: float = 3.0
 
     def arguments(self) -> dict[str, Any]:
         """Return what the library's constructors call these numbers."""
@@ -88,9 +85,11 @@ class PPOPreset(PolicyGradientPreset):
 
     Attributes:
         log_scale_s: See `ClusterVecEnv`; 0 learns from the reward itself.
+        start_bias: Added to the preferences of the choices of the plan that learning starts from.
     """
 
     log_scale_s: float = 0.3
+    start_bias: float = 3.0
 
 
 def make_ppo(

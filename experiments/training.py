@@ -128,9 +128,9 @@ def train_agent(config: DictConfig, report: Report = silent) -> RunFolder:
     }
     check: Callable[[DictConfig, Part], object] = build_world
     if domain_of(config) is Domain.PRECISION:
-        from experiments.precision import agents, worlds
+        from experiments.precision import agents
 
-        kinds, check = agents.KINDS, worlds.build_world
+        kinds, check = agents.KINDS, agents.check_agent
     kind = str(config.agent.get("kind", config.agent.name))
     if kind not in kinds:
         raise unknown_name("agent.kind", kind, kinds)

@@ -15,34 +15,35 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.deciders import BatchDecider
 from agents.learned import (
+    CHECKPOINT,
     LearnedBatch,
     Score,
     normalised,
-    prefer,
     train,
     use_padded_distribution,
 )
 from agents.precision.api import Episodes, effective_accuracies
 from agents.precision.export import export_agent
+from agents.precision.imitation import imitate
 from agents.precision.presets import GradientPreset, ValuePreset
+from agents.precision.rule import Rule
 from agents.precision.vec_env import PrecisionVecEnv
 from envs.precision.config import StagedPrecisionConfig
-from runtime.precision.actions import ActionCodec, LevelActions, TableActions
-from runtime.precision.plan import PrecisionPlan
 
 __all__ = ["LEARNERS", "LearnedStreams", "Training", "make_learner", "train_learner"]
 
 BUNDLE = "bundle"
+IMITATORS = ("ppo", "maskable_ppo")
+"""Learners whose policy can be taught by a rule first."""
 JUDGING_STREAMS, JUDGING_S = 128, 15.0
 """Many short streams take fewer calls than few long ones and differ more from each other."""
 _JUDGING_KEY = 7_000_000  # keys of the streams on which policies are judged
@@ -91,8 +92,8 @@ class Training:
     Attributes:
         timesteps: Decisions in all, earlier starts included.
         preset: Hyperparameters that differ from the learner's preset, by name.
-        start: A constant plan to prefer at first, so that learning improves on it; for PPO and its
-            relatives.
+        start: A tuned rule to imitate first, so that learning improves on it; for PPO and
+            MaskablePPO.
         score: Judges policies, lower is better; None judges by effective accuracy on
             `JUDGING_STREAMS` streams of the world.
         checkpoint_every: Decisions between checkpoints.
@@ -101,7 +102,7 @@ class Training:
 
     timesteps: int
     preset: Mapping[str, Any] = field(default_factory=dict)
-    start: PrecisionPlan | None = None
+    start: Rule | None = None
     score: Score | None = None
     checkpoint_every: int = 100_000
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -137,7 +138,11 @@ def train_learner(
     if bundle.exists():
         return
     preset = preset_of(name, training.preset)
-    model = make_learner(name, config, seed, preset, training.start)
+    model = make_learner(name, config, seed, preset)
+    if training.start is not None and not (folder / CHECKPOINT).exists():
+        if name not in IMITATORS:
+            raise ValueError(f"{name} cannot start from a rule; expected one of {list(IMITATORS)}")
+        imitate(cast("PPO", model), config, training.start)
     score = training.score or judge(config)
     train(model, training.timesteps, folder, report, score, training.checkpoint_every)
     origin = dict(training.provenance) | {
@@ -171,7 +176,6 @@ def make_learner(
     config: StagedPrecisionConfig,
     seed: int,
     preset: Preset | None = None,
-    start: PrecisionPlan | None = None,
 ) -> BaseAlgorithm:
     """Build an untrained agent with its own training servers.
 
@@ -180,10 +184,9 @@ def make_learner(
         config: The simulated world, with training streams.
         seed: Seed of network, exploration and servers.
         preset: Hyperparameters; None takes the learner's own.
-        start: A constant plan to prefer at first; for PPO and its relatives.
 
     Raises:
-        ValueError: Unknown learner, or actions or a start that it cannot use.
+        ValueError: Unknown learner, or actions that it cannot use.
     """
     preset = preset or preset_of(name, {})
     nvec = config.actions.nvec
@@ -193,8 +196,6 @@ def make_learner(
     if isinstance(preset, ValuePreset):
         if len(nvec) > 1:
             raise ValueError(f"{name} chooses from a list; give it TableActions, not one per stage")
-        if start is not None:
-            raise ValueError(f"{name} learns values and cannot start from a plan; expected none")
         return kind.algorithm(kind.policy, worlds, **arguments)
     if name == "recurrent_ppo":
         arguments["policy_kwargs"] |= {
@@ -204,24 +205,7 @@ def make_learner(
     model = kind.algorithm(kind.policy, normalised(worlds, preset), **arguments)
     if not isinstance(model, MaskablePPO):
         use_padded_distribution(model, nvec)
-    if start is not None:
-        prefer(model, nvec, _choice_of(start, config.actions), preset.start_bias)
     return model
-
-
-def _choice_of(plan: PrecisionPlan, actions: ActionCodec) -> NDArray[np.int64]:
-    """Return the action that makes a plan, int64 [len(nvec)].
-
-    Raises:
-        ValueError: No table is this plan.
-    """
-    if isinstance(actions, LevelActions):
-        return actions.nearest(plan)
-    assert isinstance(actions, TableActions)
-    same = np.flatnonzero((actions.rows == plan.to_row()).all(axis=1))
-    if not len(same):
-        raise ValueError(f"learning starts from {plan}, which none of the tables is")
-    return same[:1]
 
 
 def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Score:

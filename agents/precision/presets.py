@@ -21,11 +21,11 @@ class GradientPreset(PolicyGradientPreset):
         lstm_units: Units of the memory of the recurrent policy.
     """
 
-    n_envs: int = 64
-    n_steps: int = 64
+    n_envs: int = 128
+    n_steps: int = 128
     gamma: float = 0.9  # a burst is over within some tens of batches; 0.99 learned nothing
     gae_lambda: float = 0.9
-    ent_coef: float = 0.01
+    ent_coef: float = 0.003
     multiplier_rate: float = 0.0
     less_noise: bool = True
     lstm_units: int = 64

@@ -12,18 +12,15 @@ from runtime.actions import MAX_LISTED
 from runtime.precision.actions import TableActions
 from runtime.precision.plan import PrecisionPlan
 
-_BUCKETS = 2
-"""Largest batch buckets whose frontiers are listed."""
-
 
 def verified_tables(
     known: Known, levels: Sequence[str], margins: Sequence[float], most: int = MAX_LISTED
 ) -> TableActions:
     """Return uniform tables, confidence cascades of two of them, and the frontiers, by name.
 
-    The frontier is the one of accuracy on calibration data against latency at the largest batches;
-    where all of it would be too many, it is thinned out evenly. A cascade is listed only if its
-    first pass is the faster and less accurate one of the two.
+    The frontiers are those of accuracy on calibration data against latency at every batch size;
+    where all of them would be too many, they are thinned out evenly. A cascade is listed only if
+    its first pass is the faster and less accurate one of the two.
 
     Args:
         known: The bank's calibrated tables.
@@ -69,10 +66,9 @@ def _cascades(known: Known) -> list[tuple[int, int]]:
 
 
 def _frontier(known: Known) -> list[int]:
-    """Return the assignments of the frontiers at the largest batches, from fast to accurate."""
+    """Return the assignments of the frontiers up to the largest batches, from fast to accurate."""
     last = _last_bucket(known)
-    buckets = range(max(last - _BUCKETS + 1, 0), last + 1)
-    every = {int(a) for b in buckets for a in known.frontiers[b].assignment}
+    every = {int(a) for b in range(last + 1) for a in known.frontiers[b].assignment}
     return sorted(every, key=lambda a: (float(known.tables.latency_s[a, last]), a))
 
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from agents.precision.api import Episodes, PrecisionBatchAgent, Streams, run_streams
@@ -55,7 +56,8 @@ def compare_streams(config: DictConfig, report: Report = silent) -> RunFolder:
         streams = run_streams(world, entrant.agent, episodes)
         rows += rows_of(config, world, entrant, streams)
         if entrant.train_seed == 0:
-            timelines.append(timeline_of(entrant.name, world, streams))
+            first = streams.reports[0], streams.plans[0]
+            timelines.append(timeline_of(entrant.name, world, *first))
     report("held-out streams", len(entrants), len(entrants))
     table = with_clairvoyant(pd.DataFrame(rows))
     write_csv(run.path / ROWS, table)
@@ -97,14 +99,24 @@ def fixed_columns(
     }
 
 
-def timeline_of(name: str, world: StagedPrecisionConfig, streams: Streams) -> pd.DataFrame:
-    """Return what an agent did in the first episode: a row per batch.
+def timeline_of(
+    name: str,
+    world: StagedPrecisionConfig,
+    reports: NDArray[np.float64],
+    plans: NDArray[np.float64],
+) -> pd.DataFrame:
+    """Return what an agent did in a stream: a row per batch.
+
+    Args:
+        name: What the agent is called.
+        world: Where it served.
+        reports: float64 [batches, len(REPORT_COLUMNS)].
+        plans: float64 [batches, 2 * S + 1].
 
     Returns:
         `agent`, `time_s`, `requests`, `dropped`, `in_time` (correct answers within the deadline),
         `level_<stage>` and `escalate_below`.
     """
-    reports, plans = streams.reports[0], streams.plans[0]
     names = {"time_s": "start_s", "requests": "requests", "dropped": "dropped"}
     names["in_time"] = "correct_in_time"
     frame = pd.DataFrame({key: reports[:, REPORT_INDEX[of]] for key, of in names.items()})

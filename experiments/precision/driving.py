@@ -7,6 +7,7 @@ with the missing ones.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from experiments.console import line_per_step, progress_bar, say, show_table, sh
 from experiments.errors import ConfigError
 from experiments.files import file_sha256, write_csv, write_json, write_lines
 from experiments.precision.banks import open_bank
-from experiments.precision.compare import fixed_columns
+from experiments.precision.compare import TIMELINE, fixed_columns, given_of, timeline_of
 from experiments.precision.real_streams import (
     Episode,
     RealBank,
@@ -89,6 +90,23 @@ def drive_streams(
     return run
 
 
+def real_timeline(config: DictConfig, run: RunFolder) -> pd.DataFrame:
+    """Return what every agent did in the first repetition of real runs, and what it was like.
+
+    Args:
+        config: The configuration of the runs.
+        run: Their folder.
+
+    Returns:
+        As the timeline of a comparison: see `timeline_of` and `given_of`.
+    """
+    world = build_world(config, Part.HELD_OUT)
+    world = replace(world, horizon_s=float(config.size.drive.seconds))
+    episodes = evaluation_episodes(config, Part.HELD_OUT, int(config.size.drive.repetitions))
+    found = sorted(run.path.glob(f"repetition=0/*/{TIMELINE}"))
+    return pd.concat([*map(pd.read_csv, found), given_of(world, episodes)], ignore_index=True)
+
+
 def _check_settings(config: DictConfig) -> None:
     if config.env.held_out_profile is None:
         raise ConfigError(
@@ -151,7 +169,8 @@ def _take_turn(
         fixed | {"source": source, "episode": turn.repetition} | summary._asdict()
         for summary, source in ((measured, "measured"), (simulated, "simulated"))
     ]
-    keep(turn.folder(run), partial(_write, rows, ran, world))
+    timeline = timeline_of(driver.name, world, ran.served.reports, ran.served.plans)
+    keep(turn.folder(run), partial(_write, rows, ran, world, timeline))
     told(
         f"{turn.title}: effective accuracy {100 * measured.effective_accuracy:.2f} %, predicted "
         f"{100 * simulated.effective_accuracy:.2f} %; p99 {1e3 * measured.p99_s:.1f} ms, predicted "
@@ -168,9 +187,14 @@ def _disturbance(ran: RealRun) -> str:
 
 
 def _write(
-    rows: list[dict[str, Any]], ran: RealRun, world: StagedPrecisionConfig, folder: Path
+    rows: list[dict[str, Any]],
+    ran: RealRun,
+    world: StagedPrecisionConfig,
+    timeline: pd.DataFrame,
+    folder: Path,
 ) -> None:
     served, levels = ran.served, world.profile.levels
+    write_csv(folder / TIMELINE, timeline)
     write_csv(folder / ROWS, pd.DataFrame(rows))
     write_csv(folder / REPORTS, pd.DataFrame(served.reports, columns=list(REPORT_COLUMNS)))
     write_lines(folder / SWITCHES, [switch_entry(s, levels) for s in served.switches])
@@ -214,6 +238,27 @@ def switch_entry(switch: Switch, levels: tuple[str, ...]) -> dict[str, Any]:
         "proposed": proposed,
         "causes": list(switch.causes),
     }
+
+
+def serving_table(run: RunFolder) -> pd.DataFrame:
+    """Return what serving cost beside the passes, a row per real run.
+
+    Returns:
+        `agent`, `repetition`, decision times (median, p99, mean per request), how late batches were
+        formed (p99), `processor_share`, batches whose shadow check was skipped, and `switches`.
+    """
+    rows = []
+    for path in sorted(run.path.glob(f"repetition=*/*/{SERVING}")):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        row = {"agent": path.parent.name, "repetition": path.parent.parent.name.split("=")[1]}
+        row |= {f"decision_{q}_us": 1e6 * entry["decision_s"][q] for q in ("p50", "p99")}
+        row["decision_per_request_us"] = 1e6 * entry["decision_per_request_s"]
+        row["late_start_p99_us"] = 1e6 * entry["late_start_s"]["p99"]
+        row["processor_share"] = entry["processor_share"]
+        row["skipped_checks"] = entry["shadow"]["skipped_batches"]
+        row["switches"] = len((path.parent / SWITCHES).read_text(encoding="utf-8").splitlines())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def predictions(rows: pd.DataFrame) -> pd.DataFrame:

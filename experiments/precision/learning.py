@@ -5,25 +5,19 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, cast
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from agents.precision.candidates import candidate_rows
 from agents.precision.known import known_of
-from agents.precision.tuning import row_accuracies
+from agents.precision.rule import Rule
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError, unknown_name
-from experiments.precision.worlds import build_world, evaluation_episodes
+from experiments.precision.tuning import best_rule
+from experiments.precision.worlds import build_world
 from experiments.provenance import provenance
 from experiments.record import RunFolder
 from experiments.schema import check_keys, plain_node
-from experiments.training import Report
+from experiments.training import Report, train_agent
 from experiments.workloads import Part
-from runtime.precision.actions import TableActions
-from runtime.precision.plan import PrecisionPlan
-
-STARTS = 128
-"""Most constant assignments that the start of learning is chosen from, where levels are learned."""
 
 
 def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
@@ -39,7 +33,7 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     """
     from agents.precision.learned import Training, train_learner
 
-    node, preset = config.agent, _preset(config.agent)
+    node, preset = config.agent, read_preset(config.agent)
     world = build_world(config, Part.TRAIN)
     total = int(node.timesteps)
     what = f"{node.name}, {config.env.stream}, seed {config.seed}"
@@ -48,7 +42,7 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     training = Training(
         timesteps=total,
         preset=preset,
-        start=best_constant(config, world) if node.start else None,
+        start=None if node.start is None else starting_rule(config, world, report),
         provenance=provenance() | {"config": run.config},
     )
     try:
@@ -65,8 +59,15 @@ def learn(config: DictConfig, run: RunFolder, report: Report) -> None:
     report(what, total, total)
 
 
-def _preset(node: DictConfig) -> dict[str, Any]:
-    """Return the hyperparameters that are given, by name; others are the learner's own."""
+def read_preset(node: DictConfig) -> dict[str, Any]:
+    """Return the hyperparameters that are given, by name; others are the learner's own.
+
+    Args:
+        node: The node `agent` of a configuration, of kind learned.
+
+    Raises:
+        ConfigError: An unknown learner or hyperparameter.
+    """
     from agents.precision.learned import LEARNERS
 
     learner = str(node.learner)
@@ -77,20 +78,17 @@ def _preset(node: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def best_constant(config: DictConfig, world: StagedPrecisionConfig) -> PrecisionPlan:
-    """Return the plan on offer that is best on training episodes when it never changes.
+def starting_rule(config: DictConfig, world: StagedPrecisionConfig, report: Report) -> Rule:
+    """Return the tuned rule that is best on training streams, tuning all if that was not done.
 
     Args:
-        config: A settled configuration with `agent.episodes`.
+        config: A settled configuration; `agent.start` says how rules are tuned.
         world: Its training world.
+        report: Told about progress.
     """
-    if isinstance(world.actions, TableActions):
-        rows = world.actions.rows
-    else:
-        rows = candidate_rows(world, known_of(world), STARTS)
-    episodes = evaluation_episodes(config, Part.TRAIN, int(config.agent.episodes))
-    scores = np.nanmean(row_accuracies(world, rows, episodes), axis=1)
-    return PrecisionPlan.from_row(rows[int(scores.argmax())])
+    search = {"name": "rules", "kind": "rules", **config.agent.start}
+    own = OmegaConf.merge(with_hidden(config, []), {"agent": None}, {"agent": search, "seed": 0})
+    return best_rule(train_agent(cast("DictConfig", own), report), known_of(world))
 
 
 def with_hidden(config: DictConfig, groups: list[str]) -> DictConfig:

@@ -22,15 +22,21 @@ from experiments.precision import stream_figures
 from experiments.precision.ablation import ablate, ablation_makers
 from experiments.precision.calibration import HELD_OUT, PROFILE
 from experiments.precision.compare import ROWS, SHOWN, SUMMARY, TIMELINE, compare_streams, shown
-from experiments.precision.driving import drive_streams, predictions
-from experiments.precision.lineup import makers
+from experiments.precision.driving import (
+    drive_streams,
+    predictions,
+    real_timeline,
+    serving_table,
+)
+from experiments.precision.lineup import RULES, makers
 from experiments.precision.reference import MAIN_STREAM, record_bank, record_streams
 from experiments.precision.summary import STATIC_BEST, headroom_line
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
-from experiments.training import Report
+from experiments.training import Report, train_agent
 from simulators.precision.profile import PrecisionProfile
 
 ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
+COST = "serving.csv"
 DRAWN_AGENTS = ("static_best", "confidence_cascade", "slack_cascade", "ppo")
 """Agents of the timeline and of the figure of headroom."""
 
@@ -118,8 +124,14 @@ def with_drive(config: DictConfig) -> DictConfig:
 def _make_agents(configs: list[DictConfig], report: Report) -> None:
     distinct = {run_path(config): config for config in configs}
     missing = [config for path, config in distinct.items() if not (path / COMPLETE).exists()]
-    if missing:
-        train_all(missing, report)
+    learners = []
+    for config in missing:
+        if config.agent.name == RULES:  # uses all cores itself, and learners start from it
+            train_agent(config, report)
+        else:
+            learners.append(config)
+    if learners:
+        train_all(learners, report)
 
 
 def _tables(config: DictConfig) -> Path:
@@ -133,6 +145,8 @@ def _write_tables(made: Made, folder: Path) -> None:
     write_csv(folder / SIMULATED, rows)
     real = pd.concat([pd.read_csv(run.path / ROWS) for run in made.driven], ignore_index=True)
     write_csv(folder / REAL, real)
+    cost = [serving_table(run).assign(stream=run.config["env"]["stream"]) for run in made.driven]
+    write_csv(folder / COST, pd.concat(cost, ignore_index=True))
     write_csv(folder / ABLATION, pd.read_csv(made.ablated.path / SUMMARY))
 
 
@@ -171,14 +185,18 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
         folder / "ablation.png",
         f"Cost of hiding a group of signals from the headline agent. Made by `{command}`.",
     )
-    steps = pd.read_csv(made.compared[-1].path / TIMELINE)
     levels = PrecisionProfile.load(made.calibrated.path / PROFILE).levels
-    drawn = [name for name in DRAWN_AGENTS if name in set(steps["agent"])]
-    save_figure(
-        stream_figures.stream_timeline(steps, drawn, levels),
-        folder / "timeline.png",
-        f"The first held-out episode, simulated: what agents chose. Made by `{command}`.",
-    )
+    settings = with_drive(stream_settings(config)[-1])
+    for name, said, steps in (
+        ("timeline", "simulated", pd.read_csv(made.compared[-1].path / TIMELINE)),
+        ("timeline_real", "on the real bank", real_timeline(settings, made.driven[-1])),
+    ):
+        drawn = [agent for agent in DRAWN_AGENTS if agent in set(steps["agent"])]
+        save_figure(
+            stream_figures.stream_timeline(steps, drawn, levels),
+            folder / f"{name}.png",
+            f"The first held-out episode, {said}: what agents chose. Made by `{command}`.",
+        )
 
 
 def _last_words(made: Made, folder: Path) -> None:

@@ -184,7 +184,7 @@ def stream_timeline(steps: pd.DataFrame, agents: Sequence[str], levels: Sequence
         _raster(grid[2 + k], own, rows, len(levels))
         grid[2 + k].set_title(label(agent), loc="left", fontsize="small", color=colour)
     grid[1].set(ylabel="correct and\nin time (%)", ylim=(-3.0, 103.0))
-    grid[-1].set_xlabel("simulated time (s)")
+    grid[-1].set_xlabel("time (s)")
     figure.align_ylabels(grid)
     named, _ = grid[1].get_legend_handles_labels()
     figure.legend(handles=named, loc="outside upper center", ncols=len(agents))

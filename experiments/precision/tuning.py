@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from itertools import product
+from multiprocessing import current_process
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,14 @@ def read_rules(run: RunFolder, known: Known) -> dict[str, Rule]:
     return {name: rule_of(name, saved, known) for name, saved in content.items()}
 
 
+def best_rule(run: RunFolder, known: Known) -> Rule:
+    """Return the rule of a finished run that was best on training streams."""
+    content = json.loads((run.path / RULES).read_text(encoding="utf-8"))
+    scores = {name: saved["training"] for name, saved in content.items() if "training" in saved}
+    name = max(scores, key=lambda name: scores[name])
+    return rule_of(name, content[name], known)
+
+
 def evaluate_rules(
     world: StagedPrecisionConfig, rules: Sequence[Rule], episodes: Episodes, report: Report
 ) -> NDArray[np.float64]:
@@ -100,7 +109,7 @@ def evaluate_rules(
         report: Told how many rules are done.
     """
     what, n = "rules on training streams", len(rules)
-    if n * len(episodes.keys) <= _ALONE:
+    if n * len(episodes.keys) <= _ALONE or current_process().daemon:
         return rule_accuracies(world, rules, episodes, lambda done: report(what, done, n))
     chunks = [list(rules[k : k + _AT_ONCE]) for k in range(0, n, _AT_ONCE)]
     result: list[NDArray[np.float64]] = []

@@ -48,8 +48,9 @@ from simulators.precision.workload import (
 
 CALIBRATION = "calibration.json"
 """Beside a profile: who chose which levels."""
-DEADLINE_BATCHES = 1.5
-"""Deadline where none is given, in full batches at the most precise levels."""
+DEADLINE_BATCHES = 3.0
+"""Deadline where none is given, in full batches of the safe plan: a request may just miss one batch
+and be served in the next, with half of the time to spare."""
 
 E = TypeVar("E", bound=Enum)
 
@@ -173,8 +174,8 @@ def build_world(config: DictConfig, part: Part) -> StagedPrecisionConfig:
     varies = stream in (Stream.BURST, Stream.BOTH)
     source = workload if varies else _constant(workload)
     stretch = source.stretch(part, capacity, data_root(config))
-    reference_s = calibrated.predict_latency_s((0,) * len(calibrated.stages), node.max_batch)
-    deadline_s = DEADLINE_BATCHES * reference_s if node.deadline_s is None else node.deadline_s
+    batch_s = calibrated.predict_latency_s(safe.levels, node.max_batch)
+    deadline_s = DEADLINE_BATCHES * batch_s if node.deadline_s is None else node.deadline_s
     world = StagedPrecisionConfig(
         profile=calibrated if part is Part.TRAIN else held_out,
         calibrated=calibrated,

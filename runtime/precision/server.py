@@ -146,6 +146,7 @@ class _Run:
         self._unreported = 0  # dropped, and no report says so yet
         self._busy_s, self._slow, self._paused = 0.0, 0, 0
         self._reports: list[NDArray[np.float64]] = []
+        self._rows: list[NDArray[np.float64]] = []
         self._times: list[tuple[float, float]] = []
         self._switches: list[Switch] = []
         self._causes: Counter[str] = Counter()
@@ -325,6 +326,7 @@ class _Run:
             "condition": condition,
         }
         self._reports.append(np.array([float(values[name]) for name in REPORT_COLUMNS]))
+        self._rows.append(self._row)
         service_s = end_s - self._dispatch_s
         low_share, again_share = float((margins < LOW_MARGIN).mean()), float(again.mean())
         self._last = (service_s, float(n), float(margins.mean()), low_share, again_share)
@@ -339,6 +341,7 @@ class _Run:
         times = np.array(self._times).reshape(-1, 2)
         return Served(
             reports=np.stack(self._reports) if self._reports else empty,
+            plans=np.array(self._rows).reshape(-1, len(self._row)),
             answers=self._answers,
             latency_s=self._latency_s,
             switches=self._switches,

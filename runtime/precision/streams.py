@@ -72,6 +72,7 @@ class Served(NamedTuple):
 
     Attributes:
         reports: float64 [batches, len(REPORT_COLUMNS)].
+        plans: float64 [batches, 2 * S + 1], the plan that each batch was run under.
         answers: int64 [n], label that each request was given, -1 if it was dropped.
         latency_s: float64 [n], NaN where dropped.
         switches: All changes of levels.
@@ -85,6 +86,7 @@ class Served(NamedTuple):
     """
 
     reports: NDArray[np.float64]
+    plans: NDArray[np.float64]
     answers: NDArray[np.int64]
     latency_s: NDArray[np.float64]
     switches: list[Switch]

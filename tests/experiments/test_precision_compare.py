@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig
 
 from agents.precision.families import GRIDS
-from agents.precision.learned import LEARNERS
+from agents.precision.learned import IMITATORS, LEARNERS
 from experiments import compare, train
 from experiments.cli import CONF
 from experiments.errors import ConfigError
@@ -271,7 +271,7 @@ def test_every_shipped_agent_can_be_made(compose: Callable[..., DictConfig], nam
     if node.kind == "learned":
         preset = LEARNERS[node.learner].preset
         assert set(node.preset) <= {field.name for field in fields(preset)}
-        assert not (node.start and hasattr(preset, "buffer_size")), "values have no start"
+        assert (node.start is not None) == (node.learner in IMITATORS)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -316,7 +316,7 @@ def test_misspelt_agents_are_named(
     with pytest.raises(ConfigError, match=message):
         train_agent(config, lambda *words: told.append(words))
     assert told == [], "work had begun"
-    assert not (run_path(config) / BUNDLE).exists()
+    assert not run_path(config).exists()
 
 
 def test_misspelt_learners_are_named_before_anything_is_made(

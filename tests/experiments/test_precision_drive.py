@@ -19,7 +19,15 @@ from experiments.cli import CONF
 from experiments.drive import task
 from experiments.errors import explain_run
 from experiments.precision.banks import StandInBank, TrainedBank
-from experiments.precision.driving import SERVING, SWITCHES, drive_streams, own_config, predictions
+from experiments.precision.driving import (
+    SERVING,
+    SWITCHES,
+    drive_streams,
+    own_config,
+    predictions,
+    real_timeline,
+    serving_table,
+)
 from experiments.precision.real_streams import (
     Episode,
     ShownSamples,
@@ -118,6 +126,21 @@ def test_every_run_keeps_what_happened(run: RunFolder) -> None:
     (first,) = (run.path / "repetition=0" / "static_int8" / SWITCHES).read_text().splitlines()
     assert json.loads(first)["before"] == ["fp32", "int8", "int8", "int8"]
     assert json.loads(first)["after"] == ["int8"] * 4
+
+
+def test_what_happened_can_be_drawn_and_counted(small: Small, run: RunFolder) -> None:
+    steps = real_timeline(small.config(), run)
+    assert set(steps["agent"]) == {*NAMES, "given"}
+    own = steps[steps["agent"] == "slack_fit"]
+    reports = pd.read_csv(run.path / "repetition=0" / "slack_fit" / REPORTS)
+    assert own["requests"].sum() == reports["requests"].sum()
+    levels = own.filter(like="level_").to_numpy()
+    changed = (levels[1:] != levels[:-1]).sum(axis=1)
+    np.testing.assert_array_equal(changed, reports["switched"][1:])
+    table = serving_table(run)
+    assert len(table) == 2 * len(NAMES)
+    assert (table["decision_p50_us"] <= table["decision_p99_us"]).all()
+    assert table.set_index(["agent", "repetition"]).loc[("static_int8", "0"), "switches"] == 1
 
 
 def test_a_finished_run_is_skipped_and_shown(
@@ -255,7 +278,7 @@ def _served(first: list[int], requests: list[int], dropped: list[int], answered:
         reports[:, REPORT_INDEX[name]] = column
     answers = np.where(np.arange(6) < answered, 1, -1)
     empty: Any = np.zeros(0)
-    return Served(reports, answers, empty, [], {}, empty, empty, 0.0, 0.0)  # type: ignore[arg-type]
+    return Served(reports, empty, answers, empty, [], {}, empty, empty, 0.0, 0.0)  # type: ignore[arg-type]
 
 
 def test_lost_and_doubled_requests_are_noticed() -> None:

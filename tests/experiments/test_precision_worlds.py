@@ -132,8 +132,8 @@ def test_actions_guards_and_deadline_are_read() -> None:
     assert world.guards.latency_target_s == np.inf
     assert world.serving.deadline_s == 0.3
     default = build_world(compose_precision(), Part.TRAIN)
-    slowest_s = default.profile.predict_latency_s((0, 0, 0, 0), 16)
-    assert default.serving.deadline_s == pytest.approx(1.5 * slowest_s)
+    safe_s = default.profile.predict_latency_s(default.safe_plan.levels, 16)
+    assert default.serving.deadline_s == pytest.approx(3.0 * safe_s)
 
 
 def test_a_saved_run_rebuilds_its_world(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from agents.precision import learned
 from agents.precision.api import ConstantRows, Episodes, Separately, Streams, run_streams
 from agents.precision.bundle import BundleStreams
 from agents.precision.export import bundle_of, check_parity, export_agent, network_of
+from agents.precision.heuristics.static import Static
 from agents.precision.learned import (
     LEARNERS,
     LearnedStreams,
@@ -214,22 +215,6 @@ def test_the_multiplier_is_logged_and_survives_an_interrupt(
     assert worlds.multiplier == before
 
 
-@pytest.mark.parametrize("name", sorted(MULTIPLE))
-@pytest.mark.parametrize("by_stage", [False, True])
-def test_learning_starts_from_a_plan(
-    listed: StagedPrecisionConfig,
-    staged: StagedPrecisionConfig,
-    episodes: Episodes,
-    name: str,
-    by_stage: bool,
-) -> None:
-    config = staged if by_stage else listed
-    plan = PrecisionPlan((2, 2, 2, 2), 0.0, (0, 0, 0, 0) if by_stage else ())
-    started = LearnedStreams(small(name, config, start=plan))
-    constant = ConstantRows(np.tile(plan.to_row(), (len(episodes.keys), 1)))
-    assert_same(run_streams(config, started, episodes), run_streams(config, constant, episodes))
-
-
 def test_a_masked_policy_proposes_nothing_that_guards_would_change(
     listed: StagedPrecisionConfig, episodes: Episodes
 ) -> None:
@@ -277,7 +262,7 @@ def test_bundles_serve_other_samples_of_their_bank_and_no_other_bank(
 
 
 def test_what_cannot_be_learned_is_refused(
-    staged: StagedPrecisionConfig, listed: StagedPrecisionConfig
+    staged: StagedPrecisionConfig, listed: StagedPrecisionConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="unknown learner 'sac'; expected one of"):
         make_learner("sac", staged, 0)
@@ -285,8 +270,8 @@ def test_what_cannot_be_learned_is_refused(
         preset_of("ppo", {"gama": 0.9})
     with pytest.raises(ValueError, match="give it TableActions"):
         small("dqn", staged)
-    with pytest.raises(ValueError, match="cannot start from a plan"):
-        small("dqn", listed, start=PrecisionPlan((2, 2, 2, 2)))
-    with pytest.raises(ValueError, match="none of the tables is"):
-        small("ppo", listed, start=PrecisionPlan((0, 1, 2, 3)))
+    start = Static("int8", PrecisionPlan((2, 2, 2, 2)))
+    with pytest.raises(ValueError, match="dqn cannot start from a rule"):
+        train_learner("dqn", listed, Training(64, SMALL["dqn"], start), tmp_path / "run", 0)
+    assert not (tmp_path / "run").exists()
     assert isinstance(staged.actions, LevelActions)
