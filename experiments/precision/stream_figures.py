@@ -18,6 +18,7 @@ from envs.precision.viewer import CORRUPTED_COLOUR, level_colours
 from experiments.errors import ConfigError
 from experiments.figure_style import (
     ACCENT,
+    COLOURS,
     DASHES,
     MARKERS,
     PLAIN,
@@ -235,7 +236,8 @@ def predicted_streams(table: pd.DataFrame) -> Figure:
         axes.plot(limits, limits, color="black", linewidth=0.8)
         for k, (agent, colour) in enumerate(colours.items()):
             own = means.index.get_level_values("agent") == agent
-            marker = MARKERS[k % len(MARKERS)]
+            # Colours begin anew before markers do: no two agents share both.
+            marker = MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
             axes.scatter(
                 *(measured[own], predicted[own]), color=colour, marker=marker, label=label(agent)
             )

@@ -65,8 +65,10 @@ def shadow_feedback_grid(known: Known) -> list[ShadowFeedback]:
 class Alert(Rule):
     """Runs the assignment with the highest expected in-time accuracy.
 
-    In the manner of ALERT (Wan et al., ATC 2020): the ratio of measured over predicted latency is
-    followed by a Kalman filter with adaptive process noise, and taken as normal.
+    In the manner of ALERT (Wan et al., "ALERT: Accurate Learning for Energy and Timeliness", USENIX
+    ATC 2020): the ratio of measured over predicted latency is followed by a Kalman filter with
+    adaptive process noise, and taken as normal. The filter's constants are not theirs; the one that
+    matters most, the least process noise, is tuned.
 
     Attributes:
         known: What it starts from.
