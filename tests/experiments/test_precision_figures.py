@@ -192,7 +192,7 @@ def test_a_timeline_shows_rates_accuracies_and_plans() -> None:
     for line in accuracy.lines:
         np.testing.assert_allclose(np.asarray(line.get_ydata()), 50.0)
     assert _names(ppo) == ["stage0", "stage1", "stage2", "stage3", "again"]
-    assert cascade.get_xlabel() == "simulated time (s)"
+    assert cascade.get_xlabel() == "time (s)"
 
 
 def test_a_raster_has_the_colours_of_levels_and_of_the_second_pass() -> None:

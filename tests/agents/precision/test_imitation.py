@@ -27,8 +27,8 @@ SMALL = {"n_envs": 8, "n_steps": 16, "batch_size": 64, "n_epochs": 2, "net": (32
 @pytest.fixture(autouse=True)
 def few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imitation, "SERVERS", 24)
-    monkeypatch.setattr(imitation, "DECISIONS", 150)
-    monkeypatch.setattr(imitation, "_BATCH", 128)
+    monkeypatch.setattr(imitation, "DECISIONS", 200)
+    monkeypatch.setattr(imitation, "_BATCH", 64)
 
 
 @pytest.fixture(scope="module")
