@@ -85,12 +85,12 @@ def nearest_actions(actions: ActionCodec, rows: NDArray[np.float64]) -> NDArray[
         found = np.stack([actions.nearest(PrecisionPlan.from_row(row)) for row in distinct])
     else:
         assert isinstance(actions, TableActions)
-        # A second pass matters only where there is one; its levels otherwise are of no account.
         s = rows.shape[1] // 2
         distance = np.abs(distinct[:, None] - actions.rows[None])
+        # Where neither plan has a second pass, the levels of one are of no account.
         alone = (distinct[:, None, s] == 0.0) & (actions.rows[None, :, s] == 0.0)
         distance[..., s + 1 :] *= ~alone[..., None]
-        distance[..., s] *= s
+        distance[..., s] *= s  # a margin counts as much as one level in every stage
         found = distance.sum(axis=-1).argmin(axis=1)[:, None]
     return np.asarray(found[place.reshape(-1)], dtype=np.int64)
 

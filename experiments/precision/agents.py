@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from omegaconf import DictConfig
 
-from experiments.precision.learning import learn, read_preset
+from experiments.precision.learning import check_start, learn, read_preset
 from experiments.precision.tuning import tune_rules
 from experiments.precision.worlds import build_world
 from experiments.record import RunFolder
@@ -29,3 +29,4 @@ def check_agent(config: DictConfig, part: Part) -> None:
     build_world(config, part)
     if config.agent.get("kind") == "learned":
         read_preset(config.agent)
+        check_start(config.agent)

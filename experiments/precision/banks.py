@@ -151,7 +151,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
 def trained_levels(widths: Sequence[float]) -> list[str]:
     """Return the names of the real levels worth offering here, at some interior widths.
 
-    Without matrix units bf16 is slower than fp32 (measured on two processors with AVX-512), and
+    Without matrix units bf16 is slower than fp32 (measured on a Xeon with AVX-512), and
     each level that cannot be the best multiplies the assignments to try.
     """
     wide = [level for level in real_levels() if level.width in widths and level.device == "cpu"]

@@ -78,6 +78,28 @@ def read_preset(node: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def check_start(node: DictConfig) -> None:
+    """Refuse a start that a learner cannot have.
+
+    Args:
+        node: The node `agent` of a configuration, of kind learned.
+
+    Raises:
+        ConfigError: The learner cannot imitate, or the node is not how rules are tuned.
+    """
+    from agents.precision.learned import IMITATORS
+
+    if node.start is None:
+        return
+    if node.learner not in IMITATORS:
+        raise ConfigError(
+            f"agent.start is given, but {node.learner} cannot start from a rule; expected null, or "
+            f"agent.learner one of {', '.join(IMITATORS)}"
+        )
+    keys = ["episodes", "settings", "assignments", "budget"]
+    check_keys(plain_node(node.start, "agent.start"), "agent.start", keys, keys)
+
+
 def starting_rule(config: DictConfig, world: StagedPrecisionConfig, report: Report) -> Rule:
     """Return the tuned rule that is best on training streams, tuning all if that was not done.
 

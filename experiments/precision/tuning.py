@@ -85,16 +85,19 @@ def tune_rules(config: DictConfig, run: RunFolder, report: Report) -> None:
 
 def read_rules(run: RunFolder, known: Known) -> dict[str, Rule]:
     """Return the tuned rules of a finished run by name."""
-    content = json.loads((run.path / RULES).read_text(encoding="utf-8"))
-    return {name: rule_of(name, saved, known) for name, saved in content.items()}
+    return {name: rule_of(name, saved, known) for name, saved in _saved(run).items()}
 
 
 def best_rule(run: RunFolder, known: Known) -> Rule:
     """Return the rule of a finished run that was best on training streams."""
-    content = json.loads((run.path / RULES).read_text(encoding="utf-8"))
-    scores = {name: saved["training"] for name, saved in content.items() if "training" in saved}
-    name = max(scores, key=lambda name: scores[name])
-    return rule_of(name, content[name], known)
+    saved = {name: entry for name, entry in _saved(run).items() if "training" in entry}
+    name = max(saved, key=lambda name: float(saved[name]["training"]))
+    return rule_of(name, saved[name], known)
+
+
+def _saved(run: RunFolder) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run.path / RULES).read_text(encoding="utf-8"))
+    return content
 
 
 def evaluate_rules(

@@ -50,7 +50,7 @@ CALIBRATION = "calibration.json"
 """Beside a profile: who chose which levels."""
 DEADLINE_BATCHES = 3.0
 """Deadline where none is given, in full batches of the safe plan: a request may just miss one batch
-and be served in the next, with half of the time to spare."""
+and be served in the next, with the time of one more to spare."""
 
 E = TypeVar("E", bound=Enum)
 

@@ -10,8 +10,8 @@ What was found out about these private operators (torch 2.13):
 - A weight packed for one batch size serves all of them at the same speed (measured at 1, 16, 64).
 - Without VNNI, sums of products saturate in 16 bits (see `machine.int8_weight_bits`).
 - On AVX2, an int8 convolution of 1x1 with strides gives wrong values now and then at the first
-  output of an image (seen in one of 12 calls from new threads; oneDNN's `jit_uni_int8_1x1:avx2`):
-  it is given an input that lacks the other rows and columns, see `thin`.
+  output of an image (seen in 2 % of calls from new threads; oneDNN's `jit_uni_int8_1x1:avx2`): it
+  is given an input that lacks the other rows and columns, see `thin`.
 """
 
 from __future__ import annotations

@@ -306,6 +306,9 @@ def test_every_size_names_agents_streams_and_groups_that_exist(
         ),
         (["+agent.preset.buffer_size=100"], "unknown key of agent.preset 'buffer_size'"),
         (["agent.learner=dqn"], "unknown key of agent.preset 'n_steps'"),
+        (["agent.learner=recurrent_ppo"], "recurrent_ppo cannot start from a rule"),
+        (["agent.start=true"], "agent.start"),
+        (["+agent.start.setings=3"], "unknown key of agent.start 'setings'"),
     ],
 )
 def test_misspelt_agents_are_named(
