@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -56,30 +59,33 @@ def runnable_numbers(trained: TrainedBank) -> NDArray[np.int64]:
     return number
 
 
-def exact_answers(trained: TrainedBank, x: Tensor, told: Told) -> Answers:
-    """Run every assignment on every sample.
+def exact_answers(trained: TrainedBank, inputs_of: Sequence[Tensor], told: Told) -> list[Answers]:
+    """Run every assignment on every sample, batches side by side on all cores.
 
     Args:
-        trained: The bank.
-        x: float32 [n, ...].
+        trained: The bank; its passes use one thread each.
+        inputs_of: Samples under each condition, each float32 [n, ...].
         told: Told about progress, in batches.
     """
-    bank = trained.bank
-    count = len(bank.levels) ** len(bank.stages)
-    label = np.zeros((count, len(x)), dtype=np.uint8)
-    margin = np.zeros_like(label)
-    batches = torch.split(x, bank.buckets[-1])
-    first = 0
-    for k, batch in enumerate(batches):
-        told(k, len(batches))
-        own = slice(first, first + len(batch))
-        for assignment, output in bank.every_output(batch):
-            number = bank.encode(assignment)
-            label[number, own], margin[number, own] = stored(output)
-        first = own.stop
-    told(len(batches), len(batches))
-    numbers = runnable_numbers(trained)
-    return Answers(label[numbers], margin[numbers], None)
+    bank, numbers = trained.bank, runnable_numbers(trained)
+    shape = len(bank.levels) ** len(bank.stages), len(inputs_of[0])
+    label, margin = np.zeros((2, len(inputs_of), *shape), dtype=np.uint8)
+    places = list(product(range(len(inputs_of)), range(0, shape[1], bank.buckets[-1])))
+
+    def answer(place: tuple[int, int]) -> None:
+        condition, first = place
+        own = slice(first, first + bank.buckets[-1])
+        with torch.inference_mode():
+            for assignment, output in bank.every_output(inputs_of[condition][own]):
+                at = condition, bank.encode(assignment), own
+                label[at], margin[at] = stored(output)
+
+    # Threads of PyTorch are a setting of each thread that calls it.
+    with ThreadPoolExecutor(os.cpu_count(), "answers", torch.set_num_threads, (1,)) as pool:
+        for done, _ in enumerate(pool.map(answer, places)):
+            told(done, len(places))
+    told(len(places), len(places))
+    return [Answers(label[k, numbers], margin[k, numbers], None) for k in range(len(inputs_of))]
 
 
 def modelled_answers(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,12 +19,19 @@ from experiments.precision.overhead import serving_overhead_s
 from experiments.precision.rivals import rival_calls
 from experiments.training import Report
 from runtime.precision.bank import Bank
-from runtime.precision.measure import Call, covering_assignments, measure_latencies
+from runtime.precision.measure import (
+    CALLS_PER_ROUND,
+    Call,
+    covering_assignments,
+    measure_latencies,
+)
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
 OVERHEAD = "serving overhead"
 _TIMED_PASSES = 15
 _RIVAL_SAMPLES = 1024
+LEAST_ROUNDS = 3
+"""Of which the medians are still of nine calls each."""
 HELD_OUT_SHARE = 0.35
 """Share of the measured assignments that the fit's error is stated on."""
 
@@ -33,11 +42,19 @@ class LatencySettings:
 
     Attributes:
         assignments: How many assignments are measured at each batch size.
-        rounds: Counted rounds.
+        rounds: Counted rounds, at most.
+        most_s: Seconds that a batch size may take: large batches of large networks get fewer
+            rounds, down to `LEAST_ROUNDS`.
     """
 
     assignments: int
     rounds: int
+    most_s: float = math.inf
+
+    def rounds_of(self, round_s: float) -> int:
+        """Return how many rounds are counted where one takes so long, seconds."""
+        affordable = self.most_s / max(round_s, 1e-9)
+        return min(self.rounds, max(LEAST_ROUNDS, int(min(affordable, self.rounds))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +114,8 @@ def _measure_bucket(
     # Looked up before: nothing but the bank's own call is timed.
     calls: list[Call] = [partial(bank.run, assignment=trained.runnable(a)) for a in chosen]
     calls += list(rivals.values())
-    what = f"latencies, batch {bucket}"
-    found = measure_latencies(
-        calls, batch, settings.rounds, rng, lambda done: report(what, done, settings.rounds)
-    )
+    rounds, what = settings.rounds_of(_round_s(calls, batch)), f"latencies, batch {bucket}"
+    found = measure_latencies(calls, batch, rounds, rng, lambda done: report(what, done, rounds))
     n = len(chosen)
     assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
     fitted = round(n * (1.0 - HELD_OUT_SHARE))
@@ -116,8 +131,16 @@ def _measure_bucket(
         },
         fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
-        overhead_s=serving_overhead_s(trained, batch, settings.rounds),
+        overhead_s=serving_overhead_s(trained, batch, rounds),
     )
+
+
+def _round_s(calls: list[Call], batch: Tensor) -> float:
+    """Return about how long a round of a measurement takes, seconds."""
+    start = time.perf_counter()
+    for call in calls:
+        call(batch)
+    return CALLS_PER_ROUND * (time.perf_counter() - start)
 
 
 def _accuracy(call: Call, part: Part, bucket: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.precision.answers import HELD_OUT, Answers, Told, exact_answers, modelled_answers
+from experiments.precision.answers import HELD_OUT, Answers, exact_answers, modelled_answers
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.calibration import CalibrationNode
 from experiments.precision.data import Part
@@ -51,10 +51,7 @@ def build_profile(
     bank, conditions = trained.bank, tuple(node.names(part.x))
     exact = len(bank.levels) ** len(bank.stages) <= node.exhaustive
     inputs_of = [shown(part, condition, seed=k) for k, condition in enumerate(conditions)]
-    answers = []
-    for k, x in enumerate(inputs_of):
-        what = f"answers of all assignments, condition {k + 1} of {len(inputs_of)}"
-        answers.append(_answers(trained, x, part.y, exact, partial(report, what)))
+    answers = _answers(trained, inputs_of, part.y, exact, report)
     observed = [_observed(trained, x[:_PROBED]) for x in inputs_of]
     # A stage too short to be told from nothing may have been fitted slightly below it.
     latency_s = np.maximum(np.stack([at.fit.stage_s for at in measured]), 0.0)
@@ -110,14 +107,21 @@ def _least_transition_s(latency_s: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _answers(
     trained: TrainedBank,
-    x: Tensor,
+    inputs_of: Sequence[Tensor],
     truth: NDArray[np.int64],
     exact: bool,
-    told: Told,
-) -> Answers:
+    report: Report,
+) -> list[Answers]:
+    """Return the answers under each condition; exact ones use all cores."""
     if exact:
-        return exact_answers(trained, x, told)
-    return modelled_answers(trained, x, truth, np.random.default_rng(0), told)
+        told = partial(report, f"answers of all assignments, {len(inputs_of)} conditions")
+        return exact_answers(trained, inputs_of, told)
+    return [
+        modelled_answers(
+            trained, x, truth, np.random.default_rng(0), partial(report, f"answers, condition {k}")
+        )
+        for k, x in enumerate(inputs_of, 1)
+    ]
 
 
 def _said(answers: Sequence[Answers]) -> str:

@@ -7,7 +7,7 @@ figures. Every step is a run folder of its own; a second start skips what is fin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -30,9 +30,12 @@ from experiments.precision.driving import (
 )
 from experiments.precision.lineup import RULES, makers
 from experiments.precision.reference import MAIN_STREAM, record_bank, record_streams
+from experiments.precision.roster import TUNED
 from experiments.precision.summary import STATIC_BEST, headroom_line
+from experiments.precision.tuning import TRAINING_MODE
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
 from experiments.training import Report, train_agent
+from experiments.worlds import profile_path
 from simulators.precision.profile import PrecisionProfile
 
 ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
@@ -116,9 +119,19 @@ def stream_settings(config: DictConfig) -> list[DictConfig]:
 
 
 def with_drive(config: DictConfig) -> DictConfig:
-    """Return the configuration whose real runs last as long as the size gives streams."""
-    own = {"size": {"drive": config.size.precision.drive}}
+    """Return the configuration whose real runs are those that the size gives streams."""
+    timing = {key: config.size.precision.drive[key] for key in ("seconds", "repetitions")}
+    own: dict[str, Any] = {"size": {"drive": timing}}
+    if config.size.precision.drive.everybody and config.env.stream == MAIN_STREAM:
+        own["drive"] = {"agents": everybody(config)}
     return cast("DictConfig", OmegaConf.merge(config, own))
+
+
+def everybody(config: DictConfig) -> list[str]:
+    """Return the names of all baselines and of the learners of a configuration."""
+    levels = PrecisionProfile.load(profile_path(str(config.env.profile))).levels
+    untuned = [f"static_{level}" for level in levels] + [TRAINING_MODE]
+    return [*untuned, *TUNED, *map(str, config.size.precision.learners)]
 
 
 def _make_agents(configs: list[DictConfig], report: Report) -> None:

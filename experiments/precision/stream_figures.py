@@ -62,21 +62,22 @@ _AGAIN_COLOUR = "#4D4D4D"
 def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Figure:
     """Draw the effective accuracy of every agent with its 95 % interval, a panel per stream.
 
+    A panel shows who ran in its stream, the best on top.
+
     Args:
         table: Columns network, stream, agent, train_seed, episode, effective_accuracy.
         accent: Agents to be drawn in colour.
     """
     check_columns(table, _KEYS)
-    means = table.groupby("agent")["effective_accuracy"].mean().sort_values(ascending=False)
-    order = [str(name) for name in means.index]
+    agents = set(table["agent"])
     settings = list(table.groupby(["network", "stream"], sort=False))
-    figure, grid = panels(len(settings), height=1.3 + 0.24 * len(order), columns=2)
+    figure, grid = panels(len(settings), height=1.3 + 0.24 * len(agents), columns=2)
     for axes, ((network, stream), part) in zip(grid, settings, strict=True):
         scores = scores_of(part)
+        order = sorted(scores, key=lambda name, own=scores: -float(own[name].mean()))
         for y, name in enumerate(order):
-            if name in scores:
-                colour = ACCENT if name in accent else PLAIN
-                interval_dot(axes, y, _percent(_mean(scores[name].mean(axis=0))), colour)
+            colour = ACCENT if name in accent else PLAIN
+            interval_dot(axes, y, _percent(_mean(scores[name].mean(axis=0))), colour)
         for name, dashes, _ in _REFERENCES:
             if name in scores:
                 level = 100.0 * scores[name].mean()
@@ -86,7 +87,7 @@ def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) ->
     handles = [
         Line2D([], [], color=QUIET, linestyle=dashes, label=said)
         for name, dashes, said in _REFERENCES
-        if name in order
+        if name in agents
     ]
     handles.append(Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned"))
     figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize="small")

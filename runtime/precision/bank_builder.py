@@ -39,7 +39,7 @@ class BankOptions:
     """
 
     levels: tuple[str | Level, ...] | None = None
-    buckets: tuple[int, ...] = (1, 4, 16, 64)
+    buckets: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     percentile: float = 100.0
     rest: str = "auto"
     cache: Path | None = None

@@ -19,6 +19,10 @@ from runtime.precision.training_mode import Assignment
 
 Call = Callable[[Tensor], object]
 
+_STEADY = 3
+CALLS_PER_ROUND = _STEADY + 1
+"""The first one comes after another call, the others count as steady."""
+
 
 class Latencies(NamedTuple):
     """Medians over rounds.
@@ -47,7 +51,7 @@ def measure_latencies(
 ) -> Latencies:
     """Measure how long each call takes for one batch.
 
-    Every round makes every call `_STEADY + 1` times in a row. A round that nobody counts goes
+    Every round makes every call `CALLS_PER_ROUND` times in a row. A round that nobody counts goes
     first: it allocates memory and chooses kernels.
 
     Args:
@@ -88,7 +92,6 @@ def measure_latencies(
     )
 
 
-_STEADY = 3
 _NORMAL_PER_MAD = 1.4826  # standard deviation of a normal over its median absolute deviation
 
 

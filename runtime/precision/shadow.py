@@ -130,7 +130,10 @@ class ShadowCheck:
             self.skipped += 1
             return 0
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="shadow", daemon=True)
+            # oneDNN takes all cores in a thread that was not told otherwise, and its threads spin
+            # for a while after each call: checks would take the server's core.
+            own = (torch.get_num_threads(),)
+            self._thread = threading.Thread(target=self._work, args=own, name="shadow", daemon=True)
             self._thread.start()
         return len(chosen)
 
@@ -163,7 +166,8 @@ class ShadowCheck:
             self._thread.join()
             self._thread = None
 
-    def _work(self) -> None:
+    def _work(self, n_threads: int) -> None:
+        torch.set_num_threads(n_threads)
         while (job := self._jobs.get()) is not None:
             try:
                 with torch.inference_mode():

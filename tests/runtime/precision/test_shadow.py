@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -111,3 +113,35 @@ def test_a_check_that_fails_does_not_end_the_checking() -> None:
 def test_impossible_settings_are_refused(fraction: float, window: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ShadowCheck(TwoStages(), 2, fraction, window)
+
+
+class Convolving(TwoStages):
+    """Runs a convolution that all cores could share, and counts the threads of the process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.rand(64, 64, 3, 3)
+        self.threads = 0
+
+    def probe(self, x: Tensor, assignment: tuple[int, ...]) -> SimpleNamespace:
+        torch.nn.functional.conv2d(torch.rand(16, 64, 28, 28), self.weight)
+        self.threads = _threads()
+        return super().probe(x, assignment)
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.cpu_count() == 1, reason="counts Linux threads")
+def test_checks_take_no_more_threads_than_the_server() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        threads, bank = _threads(), Convolving()
+        with ShadowCheck(bank, 2, fraction=1.0) as check:
+            check.offer(torch.rand(4, 4), np.zeros(4, dtype=np.int64), (0, 0))
+            check.wait()
+        assert bank.threads == threads + 1
+    finally:
+        torch.set_num_threads(before)
