@@ -87,6 +87,7 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
         )
     settings = read_node(LatencySettings, config.size.latencies, "size.latencies")
     trained = open_bank(config, report)
+    node.names(trained.data.validation.x)  # mistakes show before anything is measured
     run = open_run(_own_config(config))
     if run.complete:
         return run

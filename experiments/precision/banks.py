@@ -19,7 +19,7 @@ from experiments.training import Report, silent
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.checkpoint import load_network
-from runtime.precision.levels import real_levels
+from runtime.precision.levels import find_levels, real_levels, require_runnable
 from runtime.precision.machine import has_matrix_units
 from runtime.precision.memory import keep_memory
 from runtime.precision.staging import StagedNetwork
@@ -127,6 +127,8 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         ValueError: A level that this machine or a stage cannot run.
     """
     node = read_node(BankNode, config.bank, "bank")
+    if node.levels is not None:  # training may take an hour: mistakes show before it
+        require_runnable(find_levels(node.levels))
     keep_memory()
     trained = train_network(config, report)
     network, _ = load_network(trained.path / NETWORK)

@@ -18,8 +18,9 @@ from agents.precision.static_mix import cheapest_mix
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.latencies import BucketLatencies
 from experiments.training import Report
-from runtime.precision.corruptions import input_kind
+from runtime.precision.corruptions import SEVERITIES, STRENGTHS, corruption_names, input_kind
 from runtime.precision.judged_bank import JudgedBank, Result
+from runtime.precision.names import unknown
 from runtime.precision.training_mode import (
     Assignment,
     ChainCheck,
@@ -80,16 +81,30 @@ class CalibrationNode:
             return
         if not self.conditions or self.conditions[0] != "clean":
             raise ValueError(f"conditions are {self.conditions}; expected 'clean' first")
-        for condition in self.conditions[1:]:
-            name, dash, severity = condition.rpartition("-")
-            if not (name and dash and severity.isdigit()):
-                raise ValueError(
-                    f"condition {condition!r} is not such as 'noise-3', a corruption and a severity"
-                )
+        self._check({name for kind in STRENGTHS.values() for name in kind}, "corruption")
 
     def names(self, x: NDArray[np.float32]) -> list[str]:
-        """Return the names of the conditions for such inputs."""
-        return self.conditions or CONDITIONS[input_kind(x)]
+        """Return the names of the conditions for such inputs.
+
+        Raises:
+            ValueError: A corruption of another kind of inputs.
+        """
+        kind = input_kind(x)
+        self._check(set(corruption_names(kind)), f"corruption of {kind} inputs")
+        return self.conditions or CONDITIONS[kind]
+
+    def _check(self, known: set[str], what: str) -> None:
+        """Refuse conditions that are no known corruption with a severity."""
+        for condition in (self.conditions or [])[1:]:
+            name, dash, severity = condition.rpartition("-")
+            degrees = [str(degree) for degree in SEVERITIES if degree > 0]
+            if not (name and dash and severity in degrees):
+                raise ValueError(
+                    f"condition {condition!r} is not such as 'noise-3', a corruption and a "
+                    f"severity of {degrees[0]} to {degrees[-1]}"
+                )
+            if name not in known:
+                raise unknown(f"{what} (calibration.conditions)", name, known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -178,6 +178,7 @@ class _Listener(fx.Interpreter):
         self, graph: fx.GraphModule, watch: _Watch, ranges: dict[str, Range], stage: str
     ) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # it would be appended to our message
         self._watch, self._ranges, self._stage = watch, ranges, stage
 
     def run_node(self, n: fx.Node) -> Any:

@@ -167,10 +167,17 @@ def test_mistakes_leave_nothing_behind(small: Compose, tmp_path: Path) -> None:
     elsewhere = f"results.root='{tmp_path}'"
     with pytest.raises(ConfigError, match=r"calibration.batch is 5; expected one of .*\[4\]"):
         calibrate_network(small("calibration.batch=5", elsewhere))
-    with pytest.raises(ConfigError, match="condition 'fog' is not such as 'noise-3'"):
-        calibrate_network(small("calibration.conditions=[clean,fog]", elsewhere))
+    for condition, why in (
+        ("fog", "condition 'fog' is not such as 'noise-3'"),
+        ("noise-9", "'noise-9' is not such as 'noise-3', a corruption and a severity of 1 to 5"),
+        ("noize-3", "unknown corruption .*'noize'; did you mean 'noise'?"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            calibrate_network(small(f"calibration.conditions=[clean,{condition}]", elsewhere))
     with pytest.raises(ConfigError, match="bank"):
         calibrate_network(small("bank.buckets=four", elsewhere))
-    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"no level 'int9'.*did you mean 'int8'"):
-        calibrate_network(small("bank.levels=[fp32,int9]"))
+        calibrate_network(small("bank.levels=[fp32,int9]", elsewhere))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"corruption of image inputs .*'clipping'"):
+        calibrate_network(small("calibration.conditions=[clean,clipping-3]"))
