@@ -19,8 +19,7 @@ from experiments.console import say
 from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError, unknown_name
 from experiments.precision.exporting import REACTIVE, bundle_to_export
-from experiments.precision.lineup import HINDSIGHT_BEST, HINDSIGHT_WINDOWS
-from experiments.precision.summary import CLAIRVOYANT
+from experiments.precision.summary import SEARCHED
 from experiments.provenance import provenance
 from experiments.roster import LEARNED, TUNED_NAMES
 from experiments.training import BUNDLE, finished_run, read_tuned, training_part, with_agent
@@ -34,8 +33,7 @@ _CODE = "it is code, not data; put it into drive.agents instead"
 _FUTURE = "it knows the future, which no deployed agent does"
 CODE_ONLY = {
     Domain.CLUSTER: {"random": _CODE, "clairvoyant": _FUTURE, "hindsight_search": _FUTURE},
-    Domain.PRECISION: dict.fromkeys(REACTIVE, _CODE)
-    | dict.fromkeys((CLAIRVOYANT, HINDSIGHT_BEST, HINDSIGHT_WINDOWS), _FUTURE),
+    Domain.PRECISION: dict.fromkeys(REACTIVE, _CODE) | dict.fromkeys(SEARCHED, _FUTURE),
 }
 """Why some agents of a domain have no bundle."""
 

@@ -5,7 +5,8 @@ Not a bound and not deployable: the references that headroom is measured against
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,29 @@ def hindsight_best(
     return np.asarray(row_accuracies(config, rows, episodes).argmax(axis=0))
 
 
+def with_other_samples(
+    config: StagedPrecisionConfig, rng: np.random.Generator
+) -> StagedPrecisionConfig:
+    """Return the world in which the same requests, in the same conditions, carry other samples.
+
+    Args:
+        config: The simulated world.
+        rng: Draws which sample takes the place of which.
+    """
+    profile = config.profile
+    order = rng.permutation(profile.n_samples)
+    other = replace(
+        profile,
+        truth=profile.truth[order],
+        label=profile.label[..., order],
+        margin=profile.margin[..., order],
+        properties=profile.properties[:, order],
+    )
+    return replace(config, profile=other)
+
+
 def hindsight_windows(
-    config: StagedPrecisionConfig,
+    worlds: Sequence[StagedPrecisionConfig],
     rows: NDArray[np.float64],
     episode: Episodes,
     window_s: float,
@@ -68,10 +90,12 @@ def hindsight_windows(
     """Search a plan for each window of one episode, knowing its future.
 
     Coordinate descent from the plan that is best throughout (see `agents.deciders.descend`): its
-    effective accuracy is never below that of the best constant plan.
+    effective accuracy, in the mean over the worlds, is never below that of the best constant plan.
 
     Args:
-        config: The simulated world.
+        worlds: The simulated world: then the search knows which requests every plan answers
+            rightly, and wins by it even where nothing changes. Or several `with_other_samples`:
+            then it knows arrivals and conditions alone.
         rows: float64 [M, 2 * S + 1], plans to choose from.
         episode: Which stream: a single one.
         window_s: Length of a window, seconds.
@@ -83,9 +107,10 @@ def hindsight_windows(
     """
     n = len(rows)
     same = Episodes(np.repeat(episode.keys, n), np.repeat(episode.starts, n))
-    windows = max(1, int(np.ceil(config.horizon_s / window_s - 1e-9)))
+    windows = max(1, int(np.ceil(worlds[0].horizon_s / window_s - 1e-9)))
 
     def losses(choice: NDArray[np.int64]) -> NDArray[np.float64]:
-        return -effective_accuracies(config, WindowRows(rows[choice.T], window_s), same)
+        agent = WindowRows(rows[choice.T], window_s)
+        return -np.mean([effective_accuracies(world, agent, same) for world in worlds], axis=0)
 
     return rows[descend(losses, (n, windows), passes, on_progress)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +13,23 @@ from omegaconf import DictConfig
 
 from agents.precision.api import ConstantRows, Episodes, PrecisionBatchAgent
 from agents.precision.bundle import BundleStreams
-from agents.precision.clairvoyant import WindowRows, hindsight_best, hindsight_windows
+from agents.precision.clairvoyant import (
+    WindowRows,
+    hindsight_best,
+    hindsight_windows,
+    with_other_samples,
+)
 from agents.precision.known import known_of
 from agents.precision.tables import verified_tables
 from agents.tuning import worker_pool
 from envs.precision.config import StagedPrecisionConfig
 from experiments.lineup import Entrant
+from experiments.precision.summary import FORESIGHT, HINDSIGHT_BEST, HINDSIGHT_WINDOWS
 from experiments.precision.tuning import read_rules
 from experiments.training import BUNDLE, Report, train_agent, with_agent
 from runtime.precision.policy import PrecisionBundle
 
 RULES = "rules"
-HINDSIGHT_BEST, HINDSIGHT_WINDOWS = "hindsight_best", "hindsight_windows"
 _MARGINS = (0.2, 0.4, 0.6)
 """Of the cascades that are searched with the true future."""
 
@@ -78,6 +84,8 @@ def hindsight(
 ) -> list[Entrant[PrecisionBatchAgent]]:
     """Return the best plan of each episode, and plans window by window, with the future known.
 
+    The last knows arrivals and conditions, but not which request a plan will answer rightly.
+
     Args:
         config: With `size.precision.clairvoyant`.
         world: The held-out world.
@@ -88,31 +96,31 @@ def hindsight(
     known = known_of(world)
     tables = verified_tables(known, world.profile.levels, _MARGINS)
     best = tables.rows[hindsight_best(world, tables.rows, episodes)]
-    search = partial(
-        _windows,
-        world,
-        _spread(world, tables.rows, int(settings.candidates)),
-        window_s=float(settings.window_s),
-        passes=int(settings.passes),
-    )
-    n = len(episodes.keys)
+    rng = np.random.default_rng(0)
+    others = [with_other_samples(world, rng) for _ in range(int(settings.shuffles))]
+    candidates = _spread(world, tables.rows, int(settings.candidates))
+    window_s, n = float(settings.window_s), len(episodes.keys)
     work = [
         (best[k], Episodes(episodes.keys[k : k + 1], episodes.starts[k : k + 1])) for k in range(n)
     ]
-    found: list[NDArray[np.float64]] = []
-    with worker_pool(min(os.cpu_count() or 1, n)) as pool:
-        for rows in pool.imap(search, work):
-            found.append(rows)
-            report("search with the true future", len(found), n)
-    windows = WindowRows(np.stack(found, axis=1), float(settings.window_s))
-    return [
-        Entrant(HINDSIGHT_BEST, 0, ConstantRows(best)),
-        Entrant(HINDSIGHT_WINDOWS, 0, windows),
-    ]
+    entrants: list[Entrant[PrecisionBatchAgent]] = [Entrant(HINDSIGHT_BEST, 0, ConstantRows(best))]
+    for name, worlds in ((HINDSIGHT_WINDOWS, [world]), (FORESIGHT, others)):
+        if not worlds:
+            continue
+        search = partial(
+            _windows, worlds, candidates, window_s=window_s, passes=int(settings.passes)
+        )
+        found: list[NDArray[np.float64]] = []
+        with worker_pool(min(os.cpu_count() or 1, n)) as pool:
+            for rows in pool.imap(search, work):
+                found.append(rows)
+                report(f"search with the true future, {name}", len(found), n)
+        entrants.append(Entrant(name, 0, WindowRows(np.stack(found, axis=1), window_s)))
+    return entrants
 
 
 def _windows(
-    world: StagedPrecisionConfig,
+    worlds: Sequence[StagedPrecisionConfig],
     candidates: NDArray[np.float64],
     work: tuple[NDArray[np.float64], Episodes],
     window_s: float,
@@ -121,7 +129,7 @@ def _windows(
     """Search one episode, the plan that is best throughout among the candidates."""
     best, episode = work
     rows = np.unique(np.concatenate([candidates, best[None]]), axis=0)
-    return hindsight_windows(world, rows, episode, window_s, passes)
+    return hindsight_windows(worlds, rows, episode, window_s, passes)
 
 
 def _spread(

@@ -32,6 +32,8 @@ from experiments.precision.calibration import (
 from experiments.precision.rivals import COMPILED, OPENVINO
 from experiments.precision.summary import (
     CLAIRVOYANT,
+    FORESIGHT,
+    SEARCHED,
     SMALL_HEADROOM,
     STATIC_BEST,
     closed,
@@ -199,6 +201,13 @@ def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
         said = f"headroom of the clairvoyant reference over static best, {label}, {stream}"
         room = headroom(rows)
         yield make(f"sim.{named}.{stream}.headroom", said, _points(room), source)
+        if FORESIGHT in set(rows["agent"]):
+            said = (
+                "effective accuracy of a search that knows arrivals and conditions, but not which "
+                f"requests will be answered rightly, over static best, {label}, {stream}"
+            )
+            room = difference(scores_of(rows), FORESIGHT, STATIC_BEST)
+            yield make(f"sim.{named}.{stream}.foresight", said, _points(room), source)
     main = {
         "sim": (simulated[simulated["stream"] == MAIN_STREAM], "simulated", source),
         "real": (
@@ -215,10 +224,16 @@ def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
         said = f"headroom closed by {HEADLINE}, {label}, {MAIN_STREAM}, simulated"
         value = Estimate(100 * part.value, 100 * part.low, 100 * part.high)
         best = max(
-            (n for n in scores_of(rows) if n != CLAIRVOYANT and not n.startswith("hindsight")),
+            (n for n in scores_of(rows) if n not in SEARCHED),
             key=lambda n: closed(rows, n).value,
         )
         why = f"the most is closed by {best}: {100 * closed(rows, best).value:.0f} %"
+        if FORESIGHT in set(rows["agent"]):
+            known = 100 * closed(rows, FORESIGHT).value
+            why += (
+                f"; by a search that knows arrivals and conditions, but not which requests will be "
+                f"answered rightly: {known:.0f} %"
+            )
         percent = replace(make, unit="%")
         yield percent(f"sim.{named}.both.closed", said, value, source, ">= 60", why)
 

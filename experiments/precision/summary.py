@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from experiments.statistics import Estimate, interquartile_mean, mean, stratified_bootstrap
 
 CLAIRVOYANT, STATIC_BEST = "clairvoyant", "static_best"
+HINDSIGHT_BEST, HINDSIGHT_WINDOWS, FORESIGHT = (
+    *("hindsight_best", "hindsight_windows", "foresight_windows"),
+)
+SEARCHED = (CLAIRVOYANT, HINDSIGHT_BEST, HINDSIGHT_WINDOWS, FORESIGHT)
+"""Who knows the future: references, no agents."""
 RIVALS = (STATIC_BEST, "confidence_cascade", "slack_fit", "model_switching")
 SMALL_HEADROOM = 0.01
 """Headroom, in effective accuracy, below which adapting is not worth it: nothing is closed."""

@@ -40,7 +40,7 @@ from tests.experiments.precision_configs import composing
 
 AGENTS = sorted(path.stem for path in (CONF / "agent" / "precision").glob("*.yaml"))
 SIZES = sorted(path.stem for path in (CONF / "size").glob("*.yaml"))
-SEARCHED = {"hindsight_best", "hindsight_windows", "clairvoyant"}
+SEARCHED = {"hindsight_best", "hindsight_windows", "foresight_windows", "clairvoyant"}
 STATIC = {"static_fp32", "static_bf16", "static_int8", "static_int8_half"}
 TUNED = {*STATIC, *GRIDS, "static_best", "training_mode", "integer_programme", "equal_duty"}
 Told = list[tuple[str, int, int]]

@@ -100,7 +100,11 @@ def tables(tmp_path: Path) -> Path:
     common = {"stream": "both", "network": "small_net", "train_seed": 0}
     rows = [
         common | {"agent": agent, "episode": k, "effective_accuracy": value, "missed_share": 0.1}
-        for agent, values in [*SIMULATED.items(), ("clairvoyant", (0.86, 0.90))]
+        for agent, values in [
+            *SIMULATED.items(),
+            ("foresight_windows", (0.85, 0.89)),
+            ("clairvoyant", (0.86, 0.90)),
+        ]
         for k, value in enumerate(values)
     ]
     pd.DataFrame(rows).to_csv(made / "simulated.csv", index=False)
@@ -121,6 +125,7 @@ def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Pat
     claims = load_claims(folder / "claims.json")
     found = {name: claim.value for name, claim in claims.items()}
     assert found["sim.avx2.small-net.both.headroom"] == pytest.approx(6.0)
+    assert found["sim.avx2.small-net.both.foresight"] == pytest.approx(5.0)
     assert found["sim.avx2.small-net.both.ppo-vs-static-best"] == pytest.approx(4.0)
     assert found["sim.avx2.small-net.both.ppo-vs-confidence-cascade"] == pytest.approx(3.0)
     assert found["sim.avx2.small-net.both.closed"] == pytest.approx(100.0 * 4.0 / 6.0)

@@ -14,7 +14,12 @@ from agents.precision.api import (
     effective_accuracies,
     run_streams,
 )
-from agents.precision.clairvoyant import WindowRows, hindsight_best, hindsight_windows
+from agents.precision.clairvoyant import (
+    WindowRows,
+    hindsight_best,
+    hindsight_windows,
+    with_other_samples,
+)
 from agents.precision.families import GRIDS
 from agents.precision.heuristics.chance import EqualDuty, equal_duty
 from agents.precision.heuristics.feedback import ShadowFeedback
@@ -154,7 +159,7 @@ def test_the_oracle_is_never_worse_than_the_best_constant_plan_in_hindsight(
     best = hindsight_best(world, rows, episodes)
     np.testing.assert_array_equal(constant.max(axis=0), constant[best, np.arange(3)])
     found = [
-        hindsight_windows(world, rows, Episodes(episodes.keys[k : k + 1], start), 1.0)
+        hindsight_windows([world], rows, Episodes(episodes.keys[k : k + 1], start), 1.0)
         for k, start in enumerate(episodes.starts.reshape(-1, 1))
     ]
     assert all(len(schedule) == 4 for schedule in found)
@@ -162,6 +167,40 @@ def test_the_oracle_is_never_worse_than_the_best_constant_plan_in_hindsight(
     scores = effective_accuracies(world, agent, episodes)
     assert (scores >= constant.max(axis=0)).all()
     assert (scores > constant.max(axis=0)).any()
+
+
+def test_other_samples_come_at_the_same_times_in_the_same_conditions(
+    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
+) -> None:
+    agent = ConstantRows(np.repeat(world_known.rows[[255]], 3, axis=0))
+    other = with_other_samples(world, np.random.default_rng(3))
+    own, theirs = (run_streams(config, agent, episodes) for config in (world, other))
+    timed = [REPORT_INDEX[name] for name in ("requests", "start_s", "end_s", "late", "condition")]
+    for mine, yours in zip(own.reports, theirs.reports, strict=True):
+        np.testing.assert_array_equal(mine[:, timed], yours[:, timed])
+        assert (mine[:, REPORT_INDEX["correct"]] != yours[:, REPORT_INDEX["correct"]]).any()
+    np.testing.assert_array_equal(
+        np.sort(world.profile.label[1, 255] == world.profile.truth),
+        np.sort(other.profile.label[1, 255] == other.profile.truth),
+    )
+
+
+def test_the_search_without_the_answers_gains_by_arrivals_and_conditions_alone(
+    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
+) -> None:
+    rows = world_known.rows[[0, 85, 170, 255]]
+    one = Episodes(episodes.keys[:1], episodes.starts[:1])
+    rng = np.random.default_rng(3)
+    others = [with_other_samples(world, rng) for _ in range(2)]
+    plans = {
+        name: WindowRows(hindsight_windows(worlds, rows, one, 1.0)[:, None], 1.0)
+        for name, worlds in (("answers", [world]), ("foresight", others))
+    }
+    scores = {name: effective_accuracies(world, agent, one)[0] for name, agent in plans.items()}
+    searched = np.mean([effective_accuracies(other, plans["foresight"], one) for other in others])
+    constant = np.mean([row_accuracies(other, rows, one) for other in others], axis=0)
+    assert searched >= constant.max()
+    assert scores["answers"] >= scores["foresight"] > row_accuracies(world, rows, one).mean()
 
 
 def test_window_rows_change_at_the_windows(
