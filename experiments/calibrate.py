@@ -53,6 +53,7 @@ from experiments.precision.latencies import (
     latency_table,
     measure_bank,
     rival_table,
+    round_s,
 )
 from experiments.precision.profiling import build_profile, shown
 from experiments.precision.reference import record_bank
@@ -96,7 +97,7 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
     main = next(at for at in measured if at.bucket == node.batch)
     calibrated = calibrate(trained, main, node, report)
     table = level_table(trained, measured, _accuracies(trained, node.samples, report))
-    rows = _chosen_table(trained, calibrated, measured, settings.rounds, report)
+    rows = _chosen_table(trained, calibrated, measured, settings, report)
     _write(run, trained, calibrated, {LEVELS: table, CHOSEN: rows})
     write_csv(run.path / LATENCIES, latency_table(measured, trained.bank))
     write_csv(run.path / RIVALS, rival_table(measured))
@@ -188,7 +189,7 @@ def _chosen_table(
     trained: TrainedBank,
     calibrated: Calibrated,
     measured: list[BucketLatencies],
-    rounds: int,
+    settings: LatencySettings,
     report: Report,
 ) -> pd.DataFrame:
     """Return who chose what: accuracies, and latencies measured together at every batch size."""
@@ -202,12 +203,17 @@ def _chosen_table(
     distinct: dict[Assignment, int] = {a: k for k, a in enumerate(set(calibrated.chosen.values()))}
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
+        calls = [partial(trained.bank.run, assignment=assignment) for assignment in distinct]
+        rounds, what = (
+            settings.rounds_of(round_s(calls, batch)),
+            f"chosen levels, batch {at.bucket}",
+        )
         found = measure_latencies(
-            [partial(trained.bank.run, assignment=assignment) for assignment in distinct],
+            calls,
             batch,
-            2 * rounds,
+            rounds,
             np.random.default_rng(at.bucket),
-            lambda done, b=at.bucket: report(f"chosen levels, batch {b}", done, 2 * rounds),
+            lambda done, w=what, n=rounds: report(w, done, n),
         )
         places = [distinct[a] for a in calibrated.chosen.values()]
         table[f"batch_{at.bucket}_ms"] = 1e3 * found.steady_s[places]

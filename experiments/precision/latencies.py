@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,8 +44,8 @@ class LatencySettings:
     Attributes:
         assignments: How many assignments are measured at each batch size.
         rounds: Counted rounds, at most.
-        most_s: Seconds that a batch size may take: large batches of large networks get fewer
-            rounds, down to `LEAST_ROUNDS`.
+        most_s: Seconds that a batch size may take: single calls scatter by some per cent and small
+            batches get many rounds; large ones of large networks few, down to `LEAST_ROUNDS`.
     """
 
     assignments: int
@@ -114,7 +115,7 @@ def _measure_bucket(
     # Looked up before: nothing but the bank's own call is timed.
     calls: list[Call] = [partial(bank.run, assignment=trained.runnable(a)) for a in chosen]
     calls += list(rivals.values())
-    rounds, what = settings.rounds_of(_round_s(calls, batch)), f"latencies, batch {bucket}"
+    rounds, what = settings.rounds_of(round_s(calls, batch)), f"latencies, batch {bucket}"
     found = measure_latencies(calls, batch, rounds, rng, lambda done: report(what, done, rounds))
     n = len(chosen)
     assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
@@ -135,7 +136,7 @@ def _measure_bucket(
     )
 
 
-def _round_s(calls: list[Call], batch: Tensor) -> float:
+def round_s(calls: Sequence[Call], batch: Tensor) -> float:
     """Return about how long a round of a measurement takes, seconds."""
     start = time.perf_counter()
     for call in calls:
