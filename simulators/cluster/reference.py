@@ -17,85 +17,17 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.application import Application, Job, Stage, task_slice
+from runtime.application import Application, task_slice
 from runtime.plan import Plan, Policy, Pools, hard_slots
 from runtime.snapshot import SIGNALS, Report, Snapshot
-from simulators.cluster.profile import Profile, StageCost
+from simulators.cluster.profile import Profile
+from simulators.cluster.reference_runs import BatchRun, JobRun, StageRun, TaskLog
 from simulators.noise import uniform_reference
-
-
-@dataclass
-class StageRun:
-    """A stage of one batch."""
-
-    number: int  # over all stages of the application
-    stage: Stage
-    cost: StageCost
-    job: JobRun
-    waits_for: set[int]
-    records: int = 0
-    tasks: int = 0
-    started: int = 0
-    running: int = 0
-
-    @property
-    def unstarted(self) -> int:
-        """Tasks that could start but have no slot."""
-        return self.tasks - self.started
-
-
-@dataclass(eq=False)
-class JobRun:
-    """A job of one batch."""
-
-    position: int
-    job: Job
-    dependent: bool
-    batch: BatchRun
-    waits_for: list[JobRun] = field(default_factory=list)
-    stages: list[StageRun] = field(default_factory=list)
-    phase: str = "waiting"  # then ready, admitted, ended
-    failed: bool = False
-    admission: int = -1
-
-    @property
-    def running_tasks(self) -> int:
-        """Tasks of the job that occupy a slot."""
-        return sum(stage.running for stage in self.stages)
-
-
-@dataclass(eq=False)
-class BatchRun:
-    """A batch that has not ended."""
-
-    number: int
-    version: int
-    records: int
-    first_record: int
-    arrivals_s: tuple[float, float, float]  # of the first record, mean, of the last record
-    cut_s: float
-    jobs: list[JobRun] = field(default_factory=list)
-    start_s: float | None = None
-    tasks: int = 0
-    busy_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
-
-
-@dataclass(frozen=True)
-class TaskLog:
-    """One task as it ran."""
-
-    batch: int
-    job: int
-    stage: int
-    records: int
-    busy: int
-    start_s: float
-    end_s: float
+from simulators.reference_arrivals import ReferenceArrivals
 
 
 class ReferenceCluster:
@@ -119,13 +51,8 @@ class ReferenceCluster:
 
     def reset(self, key: int, counts: NDArray[np.int64], tick_s: float, plan: Plan) -> None:
         """Empty the cluster and give it arrivals: int64 [n_ticks] records per tick."""
-        self.key, self.tick_s, self.now_s = key, tick_s, 0.0
-        self.counts = [int(n) for n in counts]
-        self.before = [0]
-        self.time_sums = [0.0]
-        for tick, n in enumerate(self.counts):
-            self.before.append(self.before[-1] + n)
-            self.time_sums.append(self.time_sums[-1] + n * ((tick + 0.5) * tick_s))
+        self.key, self.now_s = key, 0.0
+        self.arrivals = ReferenceArrivals(counts, tick_s)
         self.open: list[BatchRun] = []
         self.running: list[tuple[float, int, StageRun, bool]] = []
         self.busy = [0, 0]
@@ -141,25 +68,6 @@ class ReferenceCluster:
         self.signals = np.zeros(len(SIGNALS))
         self._take_plan(plan, was_clocked=False)
 
-    # Arrivals ---------------------------------------------------------------------------------
-
-    def arrived_until(self, time_s: float) -> tuple[int, float]:
-        """Return how many records have arrived, and the sum of their arrival times."""
-        tick = min(int(time_s / self.tick_s), len(self.counts) - 1)
-        n = self.counts[tick]
-        here = min(int(n * (time_s / self.tick_s - tick) + 0.5), n)
-        total = self.time_sums[tick]
-        if here:
-            total += here * (tick * self.tick_s) + self.tick_s * (here * here) / (2.0 * n)
-        return self.before[tick] + here, total
-
-    def arrival_time(self, record: int) -> float:
-        """Return when a record arrives (infinity after the last)."""
-        for tick, n in enumerate(self.counts):
-            if self.before[tick + 1] > record:
-                return (tick + (record - self.before[tick] + 0.5) / n) * self.tick_s
-        return math.inf
-
     # Plans ------------------------------------------------------------------------------------
 
     def _take_plan(self, plan: Plan, *, was_clocked: bool) -> None:
@@ -174,7 +82,7 @@ class ReferenceCluster:
         if len(self.open) >= min(self.plan.idle_batches, self.max_open):
             self.next_cut_s = math.inf
             return
-        arrival_s = self.arrival_time(self.cut_records)
+        arrival_s = self.arrivals.time_s(self.cut_records)
         due_s = max(self.last_cut_s + self.plan.batch_interval_s, arrival_s)
         self.next_cut_s = max(due_s, self.now_s)
 
@@ -185,7 +93,7 @@ class ReferenceCluster:
         self.last_cut_s = self.now_s
         if not idle:
             self.next_cut_s = self.now_s + self.plan.batch_interval_s
-        count, total = self.arrived_until(self.now_s)
+        count, total = self.arrivals.until(self.now_s)
         if idle and count <= self.cut_records:
             count, total = self.cut_records + 1, self.cut_arrival_sum + self.now_s
         if count > self.cut_records and len(self.open) < self.max_open:
@@ -196,7 +104,7 @@ class ReferenceCluster:
     def _open_batch(self, count: int, total: float) -> None:
         first = self.cut_records
         mean_s = (total - self.cut_arrival_sum) / (count - first)
-        arrivals_s = (self.arrival_time(first), mean_s, self.arrival_time(count - 1))
+        arrivals_s = (self.arrivals.time_s(first), mean_s, self.arrivals.time_s(count - 1))
         batch = BatchRun(self.batches, self.version, count - first, first, arrivals_s, self.now_s)
         self.batches += 1
         self.cut_records, self.cut_arrival_sum = count, total
@@ -441,14 +349,14 @@ class ReferenceCluster:
         return Snapshot(self.signals, tuple(self.reports), self.plan)
 
     def _read_signals(self, start_s: float, left: int, busy_s: list[float]) -> NDArray[np.float64]:
-        count_0, sum_0 = self.arrived_until(start_s)
-        count, total = self.arrived_until(self.now_s)
+        count_0, sum_0 = self.arrivals.until(start_s)
+        count, total = self.arrivals.until(self.now_s)
         count = max(count, self.cut_records)
         oldest_s = self.now_s
         if self.open:
             oldest_s = self.open[0].arrivals_s[0]
         elif count > self.cut_records:
-            oldest_s = self.arrival_time(self.cut_records)
+            oldest_s = self.arrivals.time_s(self.cut_records)
         inside = (count_0 - left) * (self.now_s - start_s)
         arrived_area = (count - count_0) * self.now_s - (total - sum_0)
         values: dict[str, float] = {

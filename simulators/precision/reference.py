@@ -32,6 +32,7 @@ from runtime.precision.snapshot import (
 from simulators.noise import uniform_reference
 from simulators.precision.model import SAMPLE_STREAM, SERVICE_STREAM
 from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.reference_arrivals import ReferenceArrivals
 
 
 @dataclass
@@ -91,11 +92,8 @@ class ReferenceServer:
             segments: Start and condition of each stretch.
             plan: The plan in force from time 0.
         """
-        self.key, self.tick_s, self.segments = key, tick_s, segments
-        self.counts = [int(n) for n in counts]
-        self.before = [0]
-        for n in self.counts:
-            self.before.append(self.before[-1] + n)
+        self.key, self.segments = key, segments
+        self.arrivals = ReferenceArrivals(counts, tick_s)
         self.now_s = self.busy_s = 0.0
         self.plan, self.version = plan, 0
         self.batches = self.served = self.late = self.dropped = self.head = 0
@@ -111,23 +109,9 @@ class ReferenceServer:
 
     # Arrivals ---------------------------------------------------------------------------------
 
-    def arrived_until(self, time_s: float) -> int:
-        """Return how many requests have arrived by a time."""
-        tick = min(int(time_s / self.tick_s), len(self.counts) - 1)
-        n = self.counts[tick]
-        here = min(int(n * (time_s / self.tick_s - tick) + 0.5), n)
-        return self.before[tick] + here
-
-    def arrival_time(self, request: int) -> float:
-        """Return when a request arrives (infinity after the last)."""
-        for tick, n in enumerate(self.counts):
-            if self.before[tick + 1] > request:
-                return (tick + (request - self.before[tick] + 0.5) / n) * self.tick_s
-        return math.inf
-
     def request(self, number: int) -> Request:
         """Return a request as it arrives."""
-        arrival_s = self.arrival_time(number)
+        arrival_s = self.arrivals.time_s(number)
         condition = [c for start_s, c in self.segments if start_s <= arrival_s][-1]
         place = uniform_reference(self.key, SAMPLE_STREAM, number, 0) * self.profile.n_samples
         checked = place - int(place) < self.serving.shadow_fraction
@@ -239,19 +223,21 @@ class ReferenceServer:
 
     def _form_batch(self) -> None:
         deadline_s = self.serving.deadline_s
-        while self.serving.drop_expired and self.now_s - self.arrival_time(self.head) >= deadline_s:
+        while (
+            self.serving.drop_expired and self.now_s - self.arrivals.time_s(self.head) >= deadline_s
+        ):
             expired = self.request(self.head)
             expired.fate = "dropped"
             self.log.append(expired)
             self.head += 1
             self.dropped += 1
-        arrival_s = self.arrival_time(self.head)
+        arrival_s = self.arrivals.time_s(self.head)
         if math.isinf(arrival_s):
-            self.now_s = max(self.now_s, len(self.counts) * self.tick_s)
+            self.now_s = max(self.now_s, self.arrivals.end_s)
             self.batch, waiting, slack_s = [], 0, deadline_s
         else:
             self.now_s = max(self.now_s, arrival_s)
-            waiting = max(self.arrived_until(self.now_s) - self.head, 1)
+            waiting = max(self.arrivals.until(self.now_s)[0] - self.head, 1)
             size = min(waiting, self.serving.max_batch)
             self.batch = [self.request(self.head + i) for i in range(size)]
             slack_s = deadline_s - (self.now_s - arrival_s)
