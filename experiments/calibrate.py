@@ -22,7 +22,7 @@ from experiments.errors import ConfigError
 from experiments.figure_style import save_figure
 from experiments.files import write_csv, write_json
 from experiments.precision.answers import HELD_OUT as MODEL_HELD_OUT
-from experiments.precision.answers import modelled_answers
+from experiments.precision.answers import MODELLED_SAMPLES, modelled_answers
 from experiments.precision.banks import TrainedBank, inputs, open_bank
 from experiments.precision.calibration import (
     CHOSEN,
@@ -108,8 +108,9 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
         f"experiments.calibrate network={config.network.name} size={config.size.name}`."
     )
     save_figure(front(calibrated.every, rows), run.path / FRONT, caption)
-    write_csv(run.path / MODELLED, _modelled(trained, node, report))
-    _profile(run, trained, measured, node, report)
+    if node.profiled > 0:
+        write_csv(run.path / MODELLED, _modelled(trained, node, report))
+        _profile(run, trained, measured, node, report)
     run.mark_complete()
     return run
 
@@ -124,14 +125,17 @@ def _profile(
     """Write what simulations of this bank are made with: one profile to train on, one to report."""
     origin = f"measured on {machine_summary()} by `{command_line()}`"
     for name, part in ((PROFILE, trained.data.calibration), (HELD_OUT, trained.data.validation)):
-        own = part.first(node.profiled)
+        samples = node.profiled
+        if not node.is_exact(trained):
+            samples = min(samples, MODELLED_SAMPLES)
+        own = part.first(samples)
         profile = build_profile(trained, measured, own, node, origin, report)
         profile.save(run.path / name)
 
 
 def _modelled(trained: TrainedBank, node: CalibrationNode, report: Report) -> pd.DataFrame:
     """Return how far answers are off that are modelled from single stages, a row a condition."""
-    part = trained.data.validation.first(node.profiled)
+    part = trained.data.validation.first(min(node.profiled, MODELLED_SAMPLES))
     rows = []
     for k, condition in enumerate(node.names(part.x)):
         rng, told = np.random.default_rng(0), partial(report, f"modelled answers, {condition}")

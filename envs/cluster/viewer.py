@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.snapshot import Report
-from simulators.cluster.reference import ReferenceCluster, TaskLog
+from simulators.cluster.reference import ReferenceCluster
+from simulators.cluster.reference_runs import TaskLog
 
 INDEPENDENT_COLOUR, DEPENDENT_COLOUR = "#4C78A8", "#F58518"
 
@@ -64,7 +65,7 @@ def draw_gantt(
     times = np.linspace(max(begin_s, 0.0), cluster.now_s, 200)
     end = np.array([report.end_s for report in reports])
     records = np.array([report.records for report in reports])
-    waiting = [cluster.arrived_until(t)[0] - records[end <= t].sum() for t in times]
+    waiting = [cluster.arrivals.until(t)[0] - records[end <= t].sum() for t in times]
     bottom.fill_between(times, waiting, step="post", color="#9D9DA1")
     bottom.set(xlabel="simulated time (s)", ylabel="records\nin system", xlim=(begin_s, end_s))
     bottom.set_ylim(bottom=0)

@@ -28,6 +28,8 @@ Told = Callable[[int, int], None]
 
 FITTED, HELD_OUT = 64, 64
 """Assignments that a model is fitted to, and that its error is stated on."""
+MODELLED_SAMPLES = 400
+"""Samples of modelled answers, at most: a model needs some 150 runs on all of them."""
 
 
 class Answers(NamedTuple):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from agents.precision.static_mix import cheapest_mix
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.latencies import BucketLatencies
+from experiments.precision.recipes import multiplications
 from experiments.training import Report
 from runtime.precision.corruptions import SEVERITIES, STRENGTHS, corruption_names, input_kind
 from runtime.precision.judged_bank import JudgedBank, Result
@@ -55,11 +56,12 @@ class CalibrationNode:
         accuracy: Threshold of a stage judged by the accuracy of the whole chain.
         chain: Threshold of the whole chain, and budget of the rivals: accuracy.
         samples: Calibration and held-out samples, at most.
-        exhaustive: Up to so many assignments all are run; where there are more, the best of all is
-            not looked for, and profiles are modelled.
+        exhaustive_tmac: All assignments are run if that many 10^12 multiplications suffice, counted
+            as if each was run alone at full width on the calibration samples; where more are
+            needed, the best of all is not looked for, and profiles are modelled.
         conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity;
             None: those of `CONDITIONS` that fit the inputs.
-        profiled: Samples of a profile, at most.
+        profiled: Samples of a profile, at most; 0: tables alone, no profiles.
     """
 
     batch: int
@@ -67,7 +69,7 @@ class CalibrationNode:
     accuracy: float
     chain: float
     samples: int
-    exhaustive: int
+    exhaustive_tmac: float
     conditions: list[str] | None
     profiled: int
 
@@ -82,6 +84,13 @@ class CalibrationNode:
         if not self.conditions or self.conditions[0] != "clean":
             raise ValueError(f"conditions are {self.conditions}; expected 'clean' first")
         self._check({name for kind in STRENGTHS.values() for name in kind}, "corruption")
+
+    def is_exact(self, trained: TrainedBank) -> bool:
+        """Return whether all assignments of a bank are run."""
+        bank, data = trained.bank, trained.data.calibration
+        passes = min(self.samples, len(data)) * len(bank.levels) ** len(bank.stages)
+        each = multiplications(trained.plain, inputs(data.x[:1]))
+        return passes * each <= 1e12 * self.exhaustive_tmac
 
     def names(self, x: NDArray[np.float32]) -> list[str]:
         """Return the names of the conditions for such inputs.
@@ -141,13 +150,13 @@ def calibrate(
     judge = judges[Result.END_TO_END]
     outside = JudgedBank(bank, inputs(held_out.x), held_out.y, stage_s)
     searches = _searches(judges, node, report)
-    n_stages, n_levels = len(bank.stages), len(bank.levels)
+    n_stages = len(bank.stages)
     chosen = {level.name: trained.runnable((k,) * n_stages) for k, level in enumerate(bank.levels)}
     chosen |= {f"training mode, {name}": check.assignment for name, (_, check) in searches.items()}
     mix = _integer_programme(judge, measured, node.chain)
     if mix is not None:
         chosen["integer programme"] = mix
-    exhaustive = n_levels**n_stages <= node.exhaustive
+    exhaustive = node.is_exact(trained)
     if exhaustive:
         judge.answer_all(partial(report, "answers of all assignments, calibration"))
         outside.answer_all(partial(report, "answers of all assignments, held out"))

@@ -49,7 +49,7 @@ def build_profile(
         report: Told about progress.
     """
     bank, conditions = trained.bank, tuple(node.names(part.x))
-    exact = len(bank.levels) ** len(bank.stages) <= node.exhaustive
+    exact = node.is_exact(trained)
     inputs_of = [shown(part, condition, seed=k) for k, condition in enumerate(conditions)]
     answers = _answers(trained, inputs_of, part.y, exact, report)
     observed = [_observed(trained, x[:_PROBED]) for x in inputs_of]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -270,9 +270,9 @@ def accuracy(network: SlimmableNetwork, data: Part, widths: Sequence[float]) -> 
     return correct / len(data)
 
 
-def multiplications(network: SlimmableNetwork, widths: Sequence[float]) -> int:
-    """Return multiply-accumulate operations per sample, in convolutions and matrix products."""
+def multiplications(network: nn.Module, *given: object) -> int:
+    """Return multiply-accumulate operations of a call, in convolutions and matrix products."""
     network.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(network.example(1), widths)
+        network(*given)
     return int(counter.get_total_flops()) // 2

@@ -151,14 +151,14 @@ def _finish(run: RunFolder, trainer: Trainer, data: DataSet) -> None:
 
 def accuracy_table(network: SlimmableNetwork, data: DataSet, seed: int) -> pd.DataFrame:
     """Return accuracy on held-out samples and cost: a row a width, and one of random mixes."""
-    rows = []
+    rows, one = [], network.example(1)
     for width in network.widths:
         widths = network.uniform(width)
         share = accuracy(network, data.validation, widths)
-        rows.append((f"{width:g}", share, multiplications(network, widths) / 1e6))
+        rows.append((f"{width:g}", share, multiplications(network, one, widths) / 1e6))
     rng = np.random.default_rng(seed)
     mixes = [random_widths(network, rng) for _ in range(MIXES)]
     shares = [accuracy(network, data.validation, mix) for mix in mixes]
-    costs = [multiplications(network, mix) / 1e6 for mix in mixes]
+    costs = [multiplications(network, one, mix) / 1e6 for mix in mixes]
     rows.append(("random", float(np.mean(shares)), float(np.mean(costs))))
     return pd.DataFrame(rows, columns=["width", "accuracy", "million_multiplications"])

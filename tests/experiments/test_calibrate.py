@@ -147,7 +147,7 @@ def test_the_error_of_modelled_answers_is_stated(run: RunFolder) -> None:
 
 
 def test_more_assignments_than_are_run_are_modelled(small: Compose) -> None:
-    few = calibrate_network(small("calibration.exhaustive=8", "calibration.samples=60"))
+    few = calibrate_network(small("calibration.exhaustive_tmac=0", "calibration.samples=60"))
     profile = PrecisionProfile.load(few.path / PROFILE)
     assert "modelled from single stages" in profile.origin
     assert "best of all" not in set(_table(few, CHOSEN)["chosen_by"])

@@ -121,13 +121,14 @@ def test_multiplications_by_hand() -> None:
     middle = 9 * 64 * 2 * 32 * 128
     deep = 16 * (9 * 32 * 128 + 9 * 128 * 64 + 32 * 64)  # on 16 pixels, the shortcut last
     head = 64 * 64 + 64 * 10
-    assert multiplications(network, network.uniform(1.0)) == stem + middle + deep + head
+    one, whole = network.example(1), stem + middle + deep + head
+    assert multiplications(network, one, network.uniform(1.0)) == whole
     shortcut = 16 * 32 * 64  # has no interior
     quarter = (stem + middle + head + deep - shortcut) // 4 + shortcut
-    assert multiplications(network, network.uniform(0.25)) == quarter
+    assert multiplications(network, one, network.uniform(0.25)) == quarter
     # a quarter of the pixels too; the head, which has none, stays at a quarter
     coarse = (stem + middle + deep - shortcut) // 16 + shortcut + head // 4
-    assert multiplications(network, network.uniform(0.0625)) == coarse
+    assert multiplications(network, one, network.uniform(0.0625)) == coarse
 
 
 def test_random_widths_reach_every_width_of_every_stage() -> None:
