@@ -50,7 +50,7 @@ FRACTIONS = (0.0, 0.02, 0.1)
 LEVELS = ("fp32", "int8", "int8_quarter", "int8_sixteenth")
 BATCH = 16
 STREAM_S, REPETITIONS = 2.0, 5
-LOAD = 0.5  # of the capacity of the coarsest level at full batches
+LOAD = 0.5  # of what the server carries at the coarsest level in full batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def make_bench() -> Bench:
     staged = StagedNetwork.from_modules(
         zip(network.stage_names, network.stages(), strict=True), network.input_shape
     )
-    options = BankOptions(levels=LEVELS, buckets=(1, 4, BATCH))
+    options = BankOptions(levels=LEVELS, buckets=(1, 2, 4, 8, BATCH))
     bank = Bank(staged, torch.rand(64, *network.input_shape), options)
     if (len(bank.stages), len(bank.levels)) != (4, len(config.profile.levels)):
         raise RuntimeError(f"the net has {len(bank.stages)} stages; the declared world has 4")
@@ -205,10 +205,10 @@ def measure_shadow(bench: Bench, seconds: float = STREAM_S) -> list[BenchmarkRow
     start = _now()
     level = bench.levels - 1
     agent = Constant("", PrecisionPlan((level,) * bench.stages))
-    x = torch.rand(BATCH, *bench.shape)
-    pass_s = float(np.median(_times(partial(bench.bank.run, x, agent.plan.levels), 50)))
+    full = serve(bench, agent, np.zeros(BATCH * 50)).reports
+    batch_s = float(np.median(np.diff(full[:, REPORT_INDEX["start_s"]])))
     rng = np.random.default_rng(0)
-    gaps = rng.exponential(pass_s / BATCH / LOAD, round(LOAD * BATCH * seconds / pass_s))
+    gaps = rng.exponential(batch_s / BATCH / LOAD, round(LOAD * BATCH * seconds / batch_s))
     arrival_s = np.cumsum(gaps)
     p99_s = np.zeros((REPETITIONS, len(FRACTIONS)))
     for r in range(REPETITIONS):

@@ -120,9 +120,13 @@ class PrecisionServer:
             nothing half-written is left behind by Ctrl-C.
         """
         run = _Run(self, stream, layout, answer_within_s)
-        with torch.inference_mode():
-            while run.form_batch():
-                run.serve_batch()
+        self._shadow.server_is(idle=False)
+        try:
+            with torch.inference_mode():
+                while run.form_batch():
+                    run.serve_batch()
+        finally:
+            self._shadow.server_is(idle=True)
         return run.result()
 
 
@@ -178,12 +182,22 @@ class _Run:
         if self._head >= len(arrival_s):
             return False
         possible_s = max(free_s, float(arrival_s[self._head]))
-        while (now_s := self._now_s()) < arrival_s[self._head]:
-            time.sleep(max(float(arrival_s[self._head]) - now_s, 0.0))
+        now_s = self._wait_until(float(arrival_s[self._head]))
         waiting = int(np.searchsorted(arrival_s, now_s, side="right")) - self._head
         self._first, self._size = self._head, min(waiting, serving.max_batch)
         self._late_start_s, self._dispatch_s, self._waiting = now_s - possible_s, now_s, waiting
         return True
+
+    def _wait_until(self, time_s: float) -> float:
+        """Sleep until a time, shadow checks meanwhile; return when it really is."""
+        now_s, shadow = self._now_s(), self._parts._shadow
+        if now_s < time_s:
+            shadow.server_is(idle=True)
+            while now_s < time_s:
+                time.sleep(max(time_s - now_s, 0.0))
+                now_s = self._now_s()
+            shadow.server_is(idle=False)
+        return now_s
 
     # Deciding
 

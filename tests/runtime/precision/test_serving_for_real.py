@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from runtime.precision import shadow
 from runtime.precision.bank import Bank, BankOptions
 from runtime.precision.guard_tables import BankTables, Conflict, PrecisionLimits
 from runtime.precision.guards import PrecisionGuards
@@ -131,6 +132,7 @@ def test_failing_shadow_checks_are_a_silent_monitor(
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(bank, "probe", fails)
+    monkeypatch.setattr(shadow, "PATIENCE_S", 0.0)  # this server is never idle
 
     def waits(snapshot: PrecisionSnapshot) -> PrecisionPlan:
         time.sleep(0.01)  # long enough for checks to fail

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from runtime.precision import shadow
 from runtime.precision.shadow import MOST_DB, ShadowCheck
 from runtime.precision.snapshot import wilson_interval
 
@@ -115,17 +117,41 @@ def test_impossible_settings_are_refused(fraction: float, window: int, message: 
         ShadowCheck(TwoStages(), 2, fraction, window)
 
 
+def test_checks_wait_for_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "PATIENCE_S", 60.0)
+    x = torch.rand(8, 4)
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        check.server_is(idle=False)
+        check.offer(x, _answers(x), (0, 0))
+        time.sleep(0.05)
+        assert check.estimate().checks == 0
+        check.server_is(idle=True)
+        check.wait()
+        assert check.estimate().checks == 8
+
+
+def test_checks_are_made_under_full_load_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "PATIENCE_S", 0.02)
+    x = torch.rand(8, 4)
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        check.server_is(idle=False)
+        check.offer(x, _answers(x), (0, 0))
+        check.wait()
+        assert check.estimate().checks == 8
+
+
 class Convolving(TwoStages):
     """Runs a convolution that all cores could share, and counts the threads of the process."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.rand(64, 64, 3, 3)
-        self.threads = 0
+        self.new_threads: int | None = None
 
     def probe(self, x: Tensor, assignment: tuple[int, ...]) -> SimpleNamespace:
+        before = _threads()
         torch.nn.functional.conv2d(torch.rand(16, 64, 28, 28), self.weight)
-        self.threads = _threads()
+        self.new_threads = _threads() - before
         return super().probe(x, assignment)
 
 
@@ -138,10 +164,10 @@ def test_checks_take_no_more_threads_than_the_server() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        threads, bank = _threads(), Convolving()
+        bank = Convolving()
         with ShadowCheck(bank, 2, fraction=1.0) as check:
             check.offer(torch.rand(4, 4), np.zeros(4, dtype=np.int64), (0, 0))
             check.wait()
-        assert bank.threads == threads + 1
+        assert bank.new_threads == 0
     finally:
         torch.set_num_threads(before)
