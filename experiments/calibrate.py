@@ -125,10 +125,8 @@ def _profile(
     """Write what simulations of this bank are made with: one profile to train on, one to report."""
     origin = f"measured on {machine_summary()} by `{command_line()}`"
     for name, part in ((PROFILE, trained.data.calibration), (HELD_OUT, trained.data.validation)):
-        samples = node.profiled
-        if not node.is_exact(trained):
-            samples = min(samples, MODELLED_SAMPLES)
-        own = part.first(samples)
+        most = node.profiled if node.is_exact(trained) else MODELLED_SAMPLES
+        own = part.first(min(node.profiled, most))
         profile = build_profile(trained, measured, own, node, origin, report)
         profile.save(run.path / name)
 
@@ -208,16 +206,13 @@ def _chosen_table(
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
         calls = [partial(trained.bank.run, assignment=assignment) for assignment in distinct]
-        rounds, what = (
-            settings.rounds_of(round_s(calls, batch)),
-            f"chosen levels, batch {at.bucket}",
-        )
+        rounds = settings.rounds_of(round_s(calls, batch))
         found = measure_latencies(
             calls,
             batch,
             rounds,
             np.random.default_rng(at.bucket),
-            lambda done, w=what, n=rounds: report(w, done, n),
+            lambda done, b=at.bucket, n=rounds: report(f"chosen levels, batch {b}", done, n),
         )
         places = [distinct[a] for a in calibrated.chosen.values()]
         table[f"batch_{at.bucket}_ms"] = 1e3 * found.steady_s[places]

@@ -55,7 +55,7 @@ class LatencySettings:
     def rounds_of(self, round_s: float) -> int:
         """Return how many rounds are counted where one takes so long, seconds."""
         affordable = self.most_s / max(round_s, 1e-9)
-        return min(self.rounds, max(LEAST_ROUNDS, int(min(affordable, self.rounds))))
+        return int(min(self.rounds, max(LEAST_ROUNDS, affordable)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,10 @@ def _measure_bucket(
     # Looked up before: nothing but the bank's own call is timed.
     calls: list[Call] = [partial(bank.run, assignment=trained.runnable(a)) for a in chosen]
     calls += list(rivals.values())
-    rounds, what = settings.rounds_of(round_s(calls, batch)), f"latencies, batch {bucket}"
-    found = measure_latencies(calls, batch, rounds, rng, lambda done: report(what, done, rounds))
+    rounds = settings.rounds_of(round_s(calls, batch))
+    found = measure_latencies(
+        calls, batch, rounds, rng, lambda done: report(f"latencies, batch {bucket}", done, rounds)
+    )
     n = len(chosen)
     assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
     fitted = round(n * (1.0 - HELD_OUT_SHARE))

@@ -30,12 +30,12 @@ from experiments.precision.driving import (
 )
 from experiments.precision.lineup import RULES, makers
 from experiments.precision.reference import MAIN_STREAM, record_bank, record_streams
-from experiments.precision.roster import TUNED
+from experiments.precision.roster import TUNED, untuned_plans
 from experiments.precision.summary import STATIC_BEST, headroom_line
-from experiments.precision.tuning import TRAINING_MODE
+from experiments.precision.worlds import build_world
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
 from experiments.training import Report, train_agent
-from experiments.worlds import profile_path
+from experiments.workloads import Part
 from simulators.precision.profile import PrecisionProfile
 
 ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
@@ -129,8 +129,7 @@ def with_drive(config: DictConfig) -> DictConfig:
 
 def everybody(config: DictConfig) -> list[str]:
     """Return the names of all baselines and of the learners of a configuration."""
-    levels = PrecisionProfile.load(profile_path(str(config.env.profile))).levels
-    untuned = [f"static_{level}" for level in levels] + [TRAINING_MODE]
+    untuned = untuned_plans(build_world(config, Part.HELD_OUT))
     return [*untuned, *TUNED, *map(str, config.size.precision.learners)]
 
 

@@ -2,6 +2,7 @@
 
 A sampled share of the requests is run again at the reference levels by a thread of its own. The
 share of answers that differ, over a sliding window, with Wilson's interval, estimates the loss.
+Checks run while the server waits for requests, see `ShadowCheck.server_is`.
 With a share of 0 there is no thread, and offering a batch costs a comparison.
 """
 
