@@ -125,8 +125,7 @@ def _profile(
     """Write what simulations of this bank are made with: one profile to train on, one to report."""
     origin = f"measured on {machine_summary()} by `{command_line()}`"
     for name, part in ((PROFILE, trained.data.calibration), (HELD_OUT, trained.data.validation)):
-        most = node.profiled if node.is_exact(trained) else MODELLED_SAMPLES
-        own = part.first(min(node.profiled, most))
+        own = part.first(node.profile_samples(trained))
         profile = build_profile(trained, measured, own, node, origin, report)
         profile.save(run.path / name)
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from experiments.precision.banks import TrainedBank
+from experiments.precision.banks import TrainedBank, inputs
+from experiments.precision.recipes import multiplications
 from runtime.precision.server import answers_of
 from simulators.precision.perturbation import (
     PerturbationError,
@@ -44,6 +45,21 @@ class Answers(NamedTuple):
     label: NDArray[np.uint8]
     margin: NDArray[np.uint8]
     error: PerturbationError | None
+
+
+def shared_multiplications(trained: TrainedBank) -> int:
+    """Return multiplications of one sample under all assignments, run as `exact_answers` runs them.
+
+    Stage s runs P**s times at each of its levels; narrower levels count as the whole.
+    """
+    x = inputs(trained.data.calibration.x[:1])
+    total, passes = 0, 1
+    with torch.inference_mode():
+        for stage in trained.plain.children():
+            passes *= len(trained.bank.levels)
+            total += passes * multiplications(stage, x)
+            x = stage(x)
+    return total
 
 
 def runnable_numbers(trained: TrainedBank) -> NDArray[np.int64]:

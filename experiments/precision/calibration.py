@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agents.precision.static_mix import cheapest_mix
+from experiments.precision.answers import MODELLED_SAMPLES, shared_multiplications
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.latencies import BucketLatencies
-from experiments.precision.recipes import multiplications
 from experiments.training import Report
 from runtime.precision.corruptions import SEVERITIES, STRENGTHS, corruption_names, input_kind
 from runtime.precision.judged_bank import JudgedBank, Result
@@ -56,9 +56,9 @@ class CalibrationNode:
         accuracy: Threshold of a stage judged by the accuracy of the whole chain.
         chain: Threshold of the whole chain, and budget of the rivals: accuracy.
         samples: Calibration and held-out samples, at most.
-        exhaustive_tmac: All assignments are run if that many 10^12 multiplications suffice, counted
-            as if each was run alone at full width on the calibration samples; where more are
-            needed, the best of all is not looked for, and profiles are modelled.
+        exhaustive_tmac: All assignments are run on the samples if that many 10^12 multiplications
+            suffice (`shared_multiplications`); where more are needed, the best of all is not looked
+            for, and profiles are modelled. A profile has no more samples than as many allow.
         conditions: Of the profiles: "clean", then such as "noise-3": a corruption and a severity;
             None: those of `CONDITIONS` that fit the inputs.
         profiled: Samples of a profile, at most; 0: tables alone, no profiles.
@@ -87,10 +87,18 @@ class CalibrationNode:
 
     def is_exact(self, trained: TrainedBank) -> bool:
         """Return whether all assignments of a bank are run."""
-        bank, data = trained.bank, trained.data.calibration
-        passes = min(self.samples, len(data)) * len(bank.levels) ** len(bank.stages)
-        each = multiplications(trained.plain, inputs(data.x[:1]))
-        return passes * each <= 1e12 * self.exhaustive_tmac
+        return self._affordable(trained) >= min(self.samples, len(trained.data.calibration))
+
+    def profile_samples(self, trained: TrainedBank) -> int:
+        """Return how many samples a profile has at most."""
+        if not self.is_exact(trained):
+            return min(self.profiled, MODELLED_SAMPLES)
+        conditions = len(self.names(trained.data.calibration.x))
+        return min(self.profiled, max(1, self._affordable(trained) // conditions))
+
+    def _affordable(self, trained: TrainedBank) -> int:
+        """Return how many samples can be shown to all assignments."""
+        return int(1e12 * self.exhaustive_tmac / shared_multiplications(trained))
 
     def names(self, x: NDArray[np.float32]) -> list[str]:
         """Return the names of the conditions for such inputs.

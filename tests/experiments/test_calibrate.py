@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from omegaconf import DictConfig
 from experiments.calibrate import calibrate_network
 from experiments.cli import CONF
 from experiments.errors import ConfigError
+from experiments.precision.answers import MODELLED_SAMPLES, shared_multiplications
+from experiments.precision.banks import open_bank
 from experiments.precision.calibration import (
     CHOSEN,
     EVERY,
@@ -26,9 +29,11 @@ from experiments.precision.calibration import (
     PROFILE,
     TABLE,
     TRIALS,
+    CalibrationNode,
 )
 from experiments.precision.latencies import OVERHEAD
 from experiments.record import RunFolder
+from experiments.schema import read_node
 from simulators.precision.profile import PrecisionProfile
 
 Compose = Callable[..., DictConfig]
@@ -155,6 +160,27 @@ def test_more_assignments_than_are_run_are_modelled(small: Compose) -> None:
     # what was run alone is exact, and the first level is never changed
     assert (profile.label[:, 0] == exact.label[:, 0]).mean() > 0.98
     assert (profile.label == exact.label).mean() > 0.6
+
+
+def test_cost_of_all_assignments_by_hand(small: Compose) -> None:
+    trained = open_bank(small())
+    stem = 9 * 64 * (64 + 64 * 32)  # 1 -> 64 -> 32 channels on 64 pixels
+    middle = 9 * 64 * 2 * 32 * 128
+    deep = 16 * (9 * 32 * 128 + 9 * 128 * 64 + 32 * 64)
+    head = 64 * 64 + 64 * 10
+    # three levels: 3 stems, each followed by 3 middles, each of the 9 by 3 deeps, ...
+    assert shared_multiplications(trained) == 3 * stem + 9 * middle + 27 * deep + 81 * head
+
+
+def test_profiles_have_no_more_samples_than_can_be_run(small: Compose) -> None:
+    trained = open_bank(small())
+    node = read_node(CalibrationNode, small().calibration, "calibration")
+    tera = shared_multiplications(trained) / 1e12
+    assert node.profile_samples(trained) == 60  # as wished
+    # two conditions
+    assert replace(node, exhaustive_tmac=110.5 * tera, samples=110).profile_samples(trained) == 55
+    modelled = replace(node, exhaustive_tmac=109.5 * tera, samples=110, profiled=10_000)
+    assert modelled.profile_samples(trained) == MODELLED_SAMPLES
 
 
 def test_a_finished_calibration_is_skipped(small: Compose, run: RunFolder) -> None:
