@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,20 @@ from runtime.precision.snapshot import REPORT_COLUMNS, REPORT_INDEX, PrecisionSn
 from simulators.precision.metrics import StreamSummary, arrival_times_s, summarise
 
 __all__ = [
+    "Accuracies",
     "ConstantRows",
     "Episodes",
     "PrecisionAgent",
     "PrecisionBatchAgent",
     "Separately",
     "Streams",
+    "accuracies",
     "effective_accuracies",
     "run_streams",
 ]
 
 _REQUESTS, _DROPPED = REPORT_INDEX["requests"], REPORT_INDEX["dropped"]
-_IN_TIME = REPORT_INDEX["correct_in_time"]
+_CORRECT, _IN_TIME = REPORT_INDEX["correct"], REPORT_INDEX["correct_in_time"]
 
 PrecisionAgent: TypeAlias = Decider[PrecisionSnapshot, PrecisionPlan]
 """Decides for one server, simulated or real."""
@@ -102,20 +104,44 @@ def _split(steps: list[NDArray[Any]], served: NDArray[np.bool_]) -> list[NDArray
     return [every[served[:, k], k] for k in range(n)]
 
 
-def effective_accuracies(
-    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
-) -> NDArray[np.float64]:
-    """Return the share of requests answered correctly and in time, per episode, float64 [N].
+class Accuracies(NamedTuple):
+    """What agents are judged by, per episode.
 
-    The same figure as `run_streams` gives, without keeping reports; NaN where nothing arrived.
+    Attributes:
+        effective: float64 [N], share of requests answered correctly and in time; NaN where nothing
+            arrived.
+        served: float64 [N], share of the served requests answered correctly, in time or not; NaN
+            where nothing was served.
     """
+
+    effective: NDArray[np.float64]
+    served: NDArray[np.float64]
+
+
+def accuracies(
+    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
+) -> Accuracies:
+    """Return the accuracies of an agent; the figures of `run_streams`, without keeping reports."""
     servers = Servers(config, len(episodes.keys))
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine
-    in_time, resolved = np.zeros(servers.n), np.zeros(servers.n)
+    in_time, correct, served, dropped = np.zeros((4, servers.n))
     while not engine.finished.all():
         observation, _, _ = servers.step_rows(agent.propose(observation, engine.signals))
         in_time += engine.reports[:, _IN_TIME]
-        resolved += engine.reports[:, _REQUESTS] + engine.reports[:, _DROPPED]
-    return np.where(resolved > 0.0, in_time / np.maximum(resolved, 1.0), np.nan)
+        correct += engine.reports[:, _CORRECT]
+        served += engine.reports[:, _REQUESTS]
+        dropped += engine.reports[:, _DROPPED]
+    return Accuracies(_share(in_time, served + dropped), _share(correct, served))
+
+
+def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(whole > 0.0, part / np.maximum(whole, 1.0), np.nan)
+
+
+def effective_accuracies(
+    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
+) -> NDArray[np.float64]:
+    """Return the share of requests answered correctly and in time, per episode, float64 [N]."""
+    return accuracies(config, agent, episodes).effective

@@ -31,7 +31,7 @@ from agents.learned import (
     train,
     use_padded_distribution,
 )
-from agents.precision.api import Episodes, effective_accuracies
+from agents.precision.api import Episodes, accuracies
 from agents.precision.export import export_agent
 from agents.precision.imitation import imitate
 from agents.precision.presets import GradientPreset, ValuePreset
@@ -94,8 +94,8 @@ class Training:
         preset: Hyperparameters that differ from the learner's preset, by name.
         start: A tuned rule to imitate first, so that learning improves on it; for PPO and
             MaskablePPO.
-        score: Judges policies, lower is better; None judges by effective accuracy on
-            `JUDGING_STREAMS` streams of the world.
+        score: Judges policies, lower is better; None judges by effective accuracy, and by the
+            accuracy floor if there is one, on `JUDGING_STREAMS` streams of the world (`judge`).
         checkpoint_every: Decisions between checkpoints.
         provenance: Plain JSON values to keep in the bundle.
     """
@@ -212,7 +212,8 @@ def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Scor
     """Return what judges a policy: minus its mean effective accuracy on streams of a world.
 
     The streams are common to all policies, spread over the starts that the world allows, and last
-    `JUDGING_S` (the world's horizon if that is shorter).
+    `JUDGING_S` (the world's horizon if that is shorter). A policy that falls short of the accuracy
+    floor of the world's reward is worse than any that does not, the worse the further it does.
 
     Args:
         config: The simulated world, with training streams.
@@ -224,6 +225,8 @@ def judge(config: StagedPrecisionConfig, streams: int = JUDGING_STREAMS) -> Scor
     short = dataclasses.replace(config, horizon_s=min(config.horizon_s, JUDGING_S))
 
     def score(agent: BatchDecider[Any]) -> float:
-        return -float(np.nanmean(effective_accuracies(short, agent, episodes)))
+        found = accuracies(short, agent, episodes)
+        below = config.reward.accuracy_floor - float(np.nanmean(found.served))
+        return 1.0 + below if below > 0.0 else -float(np.nanmean(found.effective))
 
     return score

@@ -34,7 +34,7 @@ from runtime.precision.snapshot import (
     PrecisionSnapshot,
     SignalLayout,
 )
-from runtime.precision.streams import RequestStream, Served, Switch
+from runtime.precision.streams import NO_ANSWER, RequestStream, Served, Switch
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +78,16 @@ def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
     margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
     return classes[:, 0].numpy().copy(), margin
+
+
+def not_finite(x: Tensor) -> NDArray[np.bool_]:
+    """Return which samples of a batch hold infinities or NaN, bool [n].
+
+    Integer kernels would clip an infinity, and answer as if nothing was wrong.
+    """
+    sums = x.sum(dim=tuple(range(1, x.dim())))  # not finite if one summand is not
+    result: NDArray[np.bool_] = ~torch.isfinite(sums).numpy()
+    return result
 
 
 class PrecisionServer:
@@ -284,7 +294,7 @@ class _Run:
             )
         answers, margins, again = self._run(x, plan)
         end_s = self._now_s()
-        self._parts._shadow.offer(x, answers, plan.levels)
+        self._check(x, answers, plan)
         self._report(before.levels, answers, margins, again, end_s)
 
     def _run(
@@ -294,6 +304,8 @@ class _Run:
         observed = self._parts._bank.observe(x, plan.levels)
         self._clip = observed.clip_rates.astype(np.float64)
         answers, margins = answers_of(observed.output)
+        broken = not_finite(x)
+        answers[broken], margins[broken] = NO_ANSWER, 1.0  # sure of it: not run again
         again = np.zeros(len(answers), dtype=bool)
         if plan.escalate_below > 0.0 and plan.escalate_levels != plan.levels:
             again = margins < plan.escalate_below
@@ -301,6 +313,15 @@ class _Run:
                 output = self._parts._bank.run(x[torch.from_numpy(again)], plan.escalate_levels)
                 answers[again] = answers_of(output)[0]
         return answers, margins, again
+
+    def _check(self, x: Tensor, answers: NDArray[np.int64], plan: PrecisionPlan) -> None:
+        """Offer the requests that have an answer to shadow checks; log those that have none."""
+        given = answers != NO_ANSWER
+        if not given.all():
+            numbers = (self._first + np.nonzero(~given)[0]).tolist()
+            _logger.error("requests %s hold infinite or missing values: no answer", numbers)
+            x, answers = x[torch.from_numpy(given)], answers[given]
+        self._parts._shadow.offer(x, answers, plan.levels)
 
     def _report(
         self,

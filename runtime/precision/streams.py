@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+NO_ANSWER = -1
+"""Stands for the answer to a request that was dropped, or that holds infinities or NaN."""
+
 
 @dataclass(frozen=True, eq=False)
 class RequestStream:
@@ -73,7 +76,7 @@ class Served(NamedTuple):
     Attributes:
         reports: float64 [batches, len(REPORT_COLUMNS)].
         plans: float64 [batches, 2 * S + 1], the plan that each batch was run under.
-        answers: int64 [n], label that each request was given, -1 if it was dropped.
+        answers: int64 [n], label that each request was given, or `NO_ANSWER`.
         latency_s: float64 [n], NaN where dropped.
         switches: All changes of levels.
         causes: How often each cause changed a proposal.

@@ -22,6 +22,7 @@ from agents.precision.learned import (
     LEARNERS,
     LearnedStreams,
     Training,
+    judge,
     make_learner,
     preset_of,
     train_learner,
@@ -213,6 +214,23 @@ def test_the_multiplier_is_logged_and_survives_an_interrupt(
     worlds = resumed.get_env().unwrapped
     assert isinstance(worlds, PrecisionVecEnv)
     assert worlds.multiplier == before
+
+
+def test_policies_below_the_accuracy_floor_are_judged_last(listed: StagedPrecisionConfig) -> None:
+    def scores(floor: float) -> dict[str, float]:
+        world = replace(listed, reward=PrecisionWeights(accuracy_floor=floor))
+        score = judge(world, 16)
+        rows = {name: np.tile(plan.to_row(), (16, 1)) for name, plan in TABLES.plans.items()}
+        return {name: score(ConstantRows(own)) for name, own in rows.items()}
+
+    free = scores(0.0)
+    assert min(free, key=lambda name: free[name]) == "half"
+    # too slow for the load, but nothing that it answers is wrong
+    assert free["finest"] > -0.1
+    floored = scores(0.9)
+    assert sorted(floored, key=lambda name: floored[name]) == ["int8", "finest", "cascade", "half"]
+    assert floored["int8"] == free["int8"]
+    assert floored["half"] > floored["cascade"] > 1.0
 
 
 def test_a_masked_policy_proposes_nothing_that_guards_would_change(

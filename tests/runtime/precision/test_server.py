@@ -22,7 +22,7 @@ from runtime.precision.server import (
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX, PrecisionSnapshot, SignalLayout
-from runtime.precision.streams import RequestStream, Served
+from runtime.precision.streams import NO_ANSWER, RequestStream, Served
 
 LAYOUT = SignalLayout(2, ("brightness",))
 SAFE = PrecisionPlan((1, 1))
@@ -136,6 +136,30 @@ def test_unsure_samples_run_again_at_the_higher_levels() -> None:
     assert served.reports[0, REPORT_INDEX["escalated"]] == 2
     plain = _serve(Bank(0.001), Agent(lambda s: PrecisionPlan((1, 1))), np.zeros(8))
     assert plain.reports[0, REPORT_INDEX["correct"]] == 6
+
+
+def test_a_request_that_is_not_finite_gets_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    truth = np.array([1, 3, 2, 1])
+    x = torch.from_numpy(truth[:, None].astype(np.float32)).repeat(1, 2)
+    x[1, 1], x[2, 1] = torch.inf, torch.nan
+    bank = Bank(0.001)
+    server = PrecisionServer(
+        bank,
+        Agent(lambda s: PrecisionPlan((1, 1), 0.5, (0, 0))),
+        _guards(),
+        Serving(deadline_s=10.0, max_batch=8),
+        ShadowCheck(bank, 2, 0.0),
+        lambda x: np.array([0.0]),
+    )
+    served = server.serve(
+        RequestStream(np.zeros(4), lambda first, last: x[first:last], truth), LAYOUT
+    )
+    np.testing.assert_array_equal(served.answers, [1, NO_ANSWER, NO_ANSWER, 1])
+    assert np.isfinite(served.latency_s).all()  # they were served, and are wrong
+    correct = served.reports[:, REPORT_INDEX["correct"]]
+    assert (served.reports[:, REPORT_INDEX["requests"]].sum(), correct.sum()) == (4, 2)
+    assert len(bank.passes) == 1  # an unsure class 3 would run again
+    assert "requests [1, 2] hold infinite or missing values" in caplog.text
 
 
 def test_expired_requests_leave_unserved_and_late_ones_count() -> None:
