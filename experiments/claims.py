@@ -263,13 +263,12 @@ def _row(claim: Claim) -> list[str]:
     interval = ""
     if claim.low is not None and claim.high is not None:
         interval = f"{format_number(claim.low)} to {format_number(claim.high)}"
-    met = {None: "", True: "yes", False: f"no: {claim.why}"}[claim.met]
     cells = [
         claim.what,
         f"{format_number(claim.value)}{unit}",
         interval,
         claim.aim or "",
-        met,
+        _verdict(claim),
         str(len(claim.seeds)) if claim.seeds else "",
         claim.data,
         claim.machine,
@@ -298,19 +297,27 @@ def _from_row(row: Any) -> Claim:
 
 
 def _meets(claim: Claim) -> bool | None:
-    if claim.aim is None:
-        return None
-    parsed = _AIM.fullmatch(claim.aim)
+    return None if claim.aim is None else _within(claim, claim.value)
+
+
+def _within(claim: Claim, value: float) -> bool:
+    """Return whether a value would meet the aim of a claim."""
+    parsed = _AIM.fullmatch(str(claim.aim))
     if parsed is None:
         raise ClaimError(f"claim {claim.id!r} aims at {claim.aim!r}; expected such as '>= 300000'")
     bound = float(parsed[2])
-    relations = {
-        "<=": claim.value <= bound,
-        ">=": claim.value >= bound,
-        "<": claim.value < bound,
-        ">": claim.value > bound,
-    }
+    relations = {"<=": value <= bound, ">=": value >= bound, "<": value < bound, ">": value > bound}
     return relations[parsed[1]]
+
+
+def _verdict(claim: Claim) -> str:
+    """Say whether a claim meets its aim, and whether all of its interval does."""
+    if claim.met is None:
+        return ""
+    if not claim.met:
+        return f"no: {claim.why}"
+    ends = [end for end in (claim.low, claim.high) if end is not None]
+    return "yes" if all(_within(claim, end) for end in ends) else "by its value, not its interval"
 
 
 def _check_text(claim: Claim) -> None:

@@ -212,6 +212,13 @@ def test_table_shows_figure_interval_aim_and_reason(facts: dict[str, Any]) -> No
         assert f"| {cell} |" in row
 
 
+def test_table_says_where_an_interval_reaches_beyond_the_aim(facts: dict[str, Any]) -> None:
+    (whole,) = figures_table([Claim(**facts)]).splitlines()[2:]
+    assert "| >= 300000 | yes |" in whole
+    (part,) = figures_table([Claim(**facts | {"low": 2.9e5})]).splitlines()[2:]
+    assert "| >= 300000 | by its value, not its interval |" in part
+
+
 def test_table_without_interval_aim_and_seeds(facts: dict[str, Any]) -> None:
     bare = {"low": None, "high": None, "aim": None, "seeds": ()}
     row = figures_table([Claim(**facts | bare)]).splitlines()[-1]
