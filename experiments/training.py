@@ -97,13 +97,17 @@ def cluster_part(config: DictConfig) -> DictConfig:
 def precision_part(config: DictConfig) -> DictConfig:
     """Return a configuration without what belongs to clusters and to making banks, resolved.
 
-    A bank comes in by the profile that `env` names.
+    A bank comes in by the profile that `env` names, a stream by `env.stream`: what else a whole
+    reproduction does is left out too.
     """
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     kept = [key for key in resolved if key not in ("application", "drive", "export", *_STAGED)]
     part = OmegaConf.masked_copy(cast("DictConfig", resolved), kept)
     sizes = [key for key in ("name", "precision") if key in config.size]
     part.size = OmegaConf.masked_copy(part.size, sizes)
+    if "precision" in part.size:
+        own = [key for key in part.size.precision if key not in ("streams", "drive")]
+        part.size.precision = OmegaConf.masked_copy(part.size.precision, own)
     return part
 
 

@@ -15,8 +15,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from agents.precision.static_mix import cheapest_mix
-from experiments.precision.answers import MODELLED_SAMPLES, shared_multiplications
+from experiments.precision.answers import (
+    MODELLED_SAMPLES,
+    Told,
+    exact_answers,
+    shared_multiplications,
+)
 from experiments.precision.banks import TrainedBank, inputs
+from experiments.precision.data import Part
 from experiments.precision.latencies import BucketLatencies
 from experiments.training import Report
 from runtime.precision.corruptions import SEVERITIES, STRENGTHS, corruption_names, input_kind
@@ -157,6 +163,10 @@ def calibrate(
     judges = {r: JudgedBank(bank, inputs(data.x), data.y, stage_s, r) for r in Result}
     judge = judges[Result.END_TO_END]
     outside = JudgedBank(bank, inputs(held_out.x), held_out.y, stage_s)
+    exhaustive = node.is_exact(trained)
+    if exhaustive:
+        _answer_all(trained, judge, data, partial(report, "answers of all, calibration"))
+        _answer_all(trained, outside, held_out, partial(report, "answers of all, held out"))
     searches = _searches(judges, node, report)
     n_stages = len(bank.stages)
     chosen = {level.name: trained.runnable((k,) * n_stages) for k, level in enumerate(bank.levels)}
@@ -164,11 +174,7 @@ def calibrate(
     mix = _integer_programme(judge, measured, node.chain)
     if mix is not None:
         chosen["integer programme"] = mix
-    exhaustive = node.is_exact(trained)
-    if exhaustive:
-        judge.answer_all(partial(report, "answers of all assignments, calibration"))
-        outside.answer_all(partial(report, "answers of all assignments, held out"))
-    tried = outside.answered if exhaustive else list(dict.fromkeys(chosen.values()))
+    tried = all_runnable(trained) if exhaustive else list(dict.fromkeys(chosen.values()))
     rows = []
     for k, assignment in enumerate(tried):
         if not exhaustive:
@@ -187,6 +193,20 @@ def calibrate(
         good = np.nonzero(every["calibration"].to_numpy() >= floor - 1e-12)[0]
         chosen["best of all"] = tried[good[every["predicted_s"].to_numpy()[good].argmin()]]
     return Calibrated(searches, chosen, every)
+
+
+def all_runnable(trained: TrainedBank) -> list[Assignment]:
+    """Return all assignments whose stages have their levels, in ascending order."""
+    bank = trained.bank
+    every = product(range(len(bank.levels)), repeat=len(bank.stages))
+    return [assignment for assignment in every if trained.runnable(assignment) == assignment]
+
+
+def _answer_all(trained: TrainedBank, judge: JudgedBank, part: Part, told: Told) -> None:
+    """Tell a judge the answers of all assignments: looking them up is all that is left."""
+    (found,) = exact_answers(trained, [inputs(part.x)], told)
+    labels = found.label.astype(np.int64)
+    judge.know({a: labels[trained.bank.encode(a)] for a in all_runnable(trained)})
 
 
 def _searches(

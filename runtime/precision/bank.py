@@ -238,7 +238,8 @@ class Bank:
             yield levels, calls[0](value.clone())  # type: ignore[misc]
             return
         # Levels that take the same format share the call, hence its result.
-        handed = {id(call): call(value.clone()) for call in calls if call is not None}
+        distinct = {id(call): call for call in calls if call is not None}
+        handed = {key: call(value.clone()) for key, call in distinct.items()}
         for following, call in enumerate(calls):
             if call is not None:
                 yield from self._branches((*levels, following), handed[id(call)])

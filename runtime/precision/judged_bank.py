@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -36,9 +36,6 @@ class BankLike(Protocol):
 
     def run(self, x: Tensor, assignment: Assignment) -> Tensor:
         """Return the outputs of a batch."""
-
-    def every_output(self, x: Tensor) -> Iterator[tuple[Assignment, Tensor]]:
-        """Yield every assignment that can run with the output of a batch."""
 
     def probe(self, x: Tensor, assignment: Assignment) -> Any:
         """Return a result whose `stages` are the fp32 outputs of all stages."""
@@ -118,25 +115,9 @@ class JudgedBank:
             self._answers[assignment] = torch.cat(parts).numpy()
         return self._answers[assignment]
 
-    def answer_all(self, told: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compute the answers of every assignment that can run, sharing the work of first stages.
-
-        Args:
-            told: Told how many batches are done, and how many there are.
-        """
-        found: dict[Assignment, list[Tensor]] = {}
-        batches = self._batches()
-        for k, batch in enumerate(batches):
-            told(k, len(batches))
-            for assignment, output in self._bank.every_output(batch):
-                found.setdefault(assignment, []).append(output.argmax(dim=1))
-        told(len(batches), len(batches))
-        self._answers |= {key: torch.cat(parts).numpy() for key, parts in found.items()}
-
-    @property
-    def answered(self) -> list[Assignment]:
-        """Return the assignments whose answers are known, in ascending order."""
-        return sorted(self._answers)
+    def know(self, answers: Mapping[Assignment, NDArray[np.int64]]) -> None:
+        """Take answers that were found elsewhere, each int64 [n]: they are not found again."""
+        self._answers |= answers
 
     def accuracy(self, assignment: Assignment) -> float:
         """Return the share of right answers."""

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from runtime.precision.bank import Bank, BankOptions
 from runtime.precision.levels import Level, refusals
+from runtime.precision.lowering import bind
 from runtime.precision.machine import sqnr_db
 from runtime.precision.staging import StagedNetwork
 from tests.runtime.precision import nets
@@ -358,6 +360,40 @@ def test_the_tree_of_all_assignments_gives_what_single_runs_give(name: str) -> N
     for assignment in everything:
         assert torch.equal(found[assignment], bank.run(x, assignment)), assignment
     assert torch.equal(x, given)
+
+
+def test_the_tree_runs_a_stage_once_for_each_format_that_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = 0
+
+    def counted(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+        call = bind(module)
+
+        def run(x: Tensor) -> Tensor:
+            nonlocal runs
+            runs += 1
+            return call(x)
+
+        return run
+
+    monkeypatch.setattr("runtime.precision.bank.bind", counted)
+    modules, shape = nets.narrowable()
+    options = BankOptions(("fp32", "int8", "int8_half"))
+    network = StagedNetwork.from_modules(modules, shape)
+    bank = Bank(network, nets.inputs(shape, 32, seed=8), options)
+    levels = [
+        [level for level in range(3) if not bank.refusal(stage, level)]
+        for stage in range(len(bank.stages))
+    ]
+    formats = [{bank.format(s, level) for level in own} for s, own in enumerate(levels)]
+    assert len(formats[1]) == 2 < len(levels[1])  # both int8 levels take the same
+    runs, prefixes, expected = 0, 1, 0
+    for own, taken in zip(levels, [*formats[1:], {"fp32"}], strict=True):
+        prefixes *= len(own)
+        expected += prefixes * len(taken)
+    assert len(list(bank.every_output(nets.inputs(shape, 3)))) == prefixes
+    assert runs == expected
 
 
 def test_the_tree_leaves_out_what_a_stage_cannot_run() -> None:
