@@ -74,14 +74,14 @@ def hindsight_schedule(
     segments = np.arange(config.steps) // width
 
     def latencies(choice: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean latency of each schedule of segments, choice int64 [n, segments]."""
+        """Return the mean latency of each schedule of segments, choice int64 [1, n, segments]."""
         clusters.begin(keys, starts)
         area = np.zeros(n)
         for segment in segments:
-            clusters.step_rows(rows[choice[:, segment]])
+            clusters.step_rows(rows[choice[0, :, segment]])
             area += clusters.engine.signals[:, _SYSTEM]
         result: NDArray[np.float64] = area / np.maximum(clusters.engine.signals[:, _IN], 1.0)
-        return result
+        return result[None]
 
-    best = descend(latencies, (n, int(segments[-1]) + 1), passes)
+    (best,) = descend(latencies, (1, n, int(segments[-1]) + 1), passes)
     return rows[best[segments]]

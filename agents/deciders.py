@@ -144,36 +144,33 @@ class Episodes(NamedTuple):
 
 def descend(
     losses: Callable[[NDArray[np.int64]], NDArray[np.float64]],
-    shape: tuple[int, int],
+    shape: tuple[int, int, int],
     passes: int,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.int64]:
     """Search the choice per segment with the lowest loss, by coordinate descent.
 
     Starting from the choice that is best everywhere, segment after segment takes the one that
-    makes the loss of the whole lowest, the other segments fixed.
+    makes the loss of the whole lowest, the other segments fixed. Several searches go side by side.
 
     Args:
-        losses: Returns the loss of each of some choices, int64 [choices, segments].
-        shape: Number of choices, number of segments.
+        losses: Returns the loss of each of some choices in each search, float64 [searches,
+            choices], from int64 [searches, choices, segments].
+        shape: Number of searches, of choices, of segments.
         passes: How often all segments are gone through.
-        on_progress: Told after each segment how many have been searched.
 
     Returns:
-        int64 [segments].
+        int64 [searches, segments].
     """
-    n, segments = shape
-    everywhere = np.tile(np.arange(n)[:, None], (1, segments))
-    best = everywhere[losses(everywhere).argmin()].copy()
-    done = 0
+    searches, n, segments = shape
+    own = np.arange(searches)
+    trial = np.tile(np.arange(n)[None, :, None], (searches, 1, segments))
+    best = trial[own, losses(trial).argmin(axis=1)]
     for _ in range(passes):
         before = best.copy()
         for segment in range(segments):
-            trial = np.tile(best, (n, 1))
-            trial[:, segment] = np.arange(n)
-            best = trial[losses(trial).argmin()]
-            done += 1
-            on_progress(done)
+            trial = np.repeat(best[:, None], n, axis=1)
+            trial[:, :, segment] = np.arange(n)
+            best = trial[own, losses(trial).argmin(axis=1)]
         if (best == before).all():
             break
     return best

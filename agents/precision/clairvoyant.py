@@ -5,7 +5,7 @@ Not a bound and not deployable: the references that headroom is measured against
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -82,12 +82,11 @@ def with_other_samples(
 def hindsight_windows(
     worlds: Sequence[StagedPrecisionConfig],
     rows: NDArray[np.float64],
-    episode: Episodes,
+    episodes: Episodes,
     window_s: float,
     passes: int = 1,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.float64]:
-    """Search a plan for each window of one episode, knowing its future.
+    """Search a plan for each window of each episode, knowing its future.
 
     Coordinate descent from the plan that is best throughout (see `agents.deciders.descend`): its
     effective accuracy, in the mean over the worlds, is never below that of the best constant plan.
@@ -96,21 +95,24 @@ def hindsight_windows(
         worlds: The simulated world: then the search knows which requests every plan answers
             rightly, and wins by it even where nothing changes. Or several `with_other_samples`:
             then it knows arrivals and conditions alone.
-        rows: float64 [M, 2 * S + 1], plans to choose from.
-        episode: Which stream: a single one.
+        rows: float64 [E, M, 2 * S + 1], plans to choose from in each of E episodes.
+        episodes: Which streams; simulated side by side.
         window_s: Length of a window, seconds.
         passes: How often all windows are gone through.
-        on_progress: Told how many windows have been searched.
 
     Returns:
-        float64 [windows, 2 * S + 1], for `WindowRows`.
+        float64 [windows, E, 2 * S + 1], for `WindowRows`.
     """
-    n = len(rows)
-    same = Episodes(np.repeat(episode.keys, n), np.repeat(episode.starts, n))
+    count, n, width = rows.shape
+    same = Episodes(np.repeat(episodes.keys, n), np.repeat(episodes.starts, n))
     windows = max(1, int(np.ceil(worlds[0].horizon_s / window_s - 1e-9)))
+    own = np.arange(count)
 
     def losses(choice: NDArray[np.int64]) -> NDArray[np.float64]:
-        agent = WindowRows(rows[choice.T], window_s)
-        return -np.mean([effective_accuracies(world, agent, same) for world in worlds], axis=0)
+        chosen = rows[own[:, None, None], choice]  # [E, M, windows, width]
+        agent = WindowRows(chosen.reshape(count * n, windows, width).swapaxes(0, 1), window_s)
+        scores = [effective_accuracies(world, agent, same) for world in worlds]
+        return -np.mean(scores, axis=0).reshape(count, n)
 
-    return rows[descend(losses, (n, windows), passes, on_progress)]
+    best = descend(losses, (count, n, windows), passes)
+    return rows[own[:, None], best].swapaxes(0, 1)

@@ -32,6 +32,8 @@ from runtime.precision.policy import PrecisionBundle
 RULES = "rules"
 _MARGINS = (0.2, 0.4, 0.6)
 """Of the cascades that are searched with the true future."""
+_SEARCHED_AT_ONCE = 8
+"""Episodes that a worker searches side by side: a step of more servers costs little more."""
 
 
 def seeds_of(config: DictConfig, learner: str) -> list[int]:
@@ -100,9 +102,10 @@ def hindsight(
     others = [with_other_samples(world, rng) for _ in range(int(settings.shuffles))]
     candidates = _spread(world, tables.rows, int(settings.candidates))
     window_s, n = float(settings.window_s), len(episodes.keys)
-    work = [
-        (best[k], Episodes(episodes.keys[k : k + 1], episodes.starts[k : k + 1])) for k in range(n)
-    ]
+    work = []
+    for k in range(0, n, _SEARCHED_AT_ONCE):
+        own = slice(k, k + _SEARCHED_AT_ONCE)
+        work.append((best[own], Episodes(episodes.keys[own], episodes.starts[own])))
     entrants: list[Entrant[PrecisionBatchAgent]] = [Entrant(HINDSIGHT_BEST, 0, ConstantRows(best))]
     for name, worlds in ((HINDSIGHT_WINDOWS, [world]), (FORESIGHT, others)):
         if not worlds:
@@ -111,11 +114,12 @@ def hindsight(
             _windows, worlds, candidates, window_s=window_s, passes=int(settings.passes)
         )
         found: list[NDArray[np.float64]] = []
-        with worker_pool(min(os.cpu_count() or 1, n)) as pool:
+        with worker_pool(min(os.cpu_count() or 1, len(work))) as pool:
             for rows in pool.imap(search, work):
                 found.append(rows)
-                report(f"search with the true future, {name}", len(found), n)
-        entrants.append(Entrant(name, 0, WindowRows(np.stack(found, axis=1), window_s)))
+                done = sum(each.shape[1] for each in found)
+                report(f"search with the true future, {name}", done, n)
+        entrants.append(Entrant(name, 0, WindowRows(np.concatenate(found, axis=1), window_s)))
     return entrants
 
 
@@ -126,10 +130,11 @@ def _windows(
     window_s: float,
     passes: int,
 ) -> NDArray[np.float64]:
-    """Search one episode, the plan that is best throughout among the candidates."""
-    best, episode = work
-    rows = np.unique(np.concatenate([candidates, best[None]]), axis=0)
-    return hindsight_windows(worlds, rows, episode, window_s, passes)
+    """Search some episodes, the plan that is best throughout each among the candidates."""
+    best, episodes = work
+    shared = np.repeat(candidates[None], len(best), axis=0)
+    rows = np.concatenate([best[:, None], shared], axis=1)
+    return hindsight_windows(worlds, rows, episodes, window_s, passes)
 
 
 def _spread(

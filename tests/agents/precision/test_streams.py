@@ -158,12 +158,13 @@ def test_the_oracle_is_never_worse_than_the_best_constant_plan_in_hindsight(
     constant = row_accuracies(world, rows, episodes)
     best = hindsight_best(world, rows, episodes)
     np.testing.assert_array_equal(constant.max(axis=0), constant[best, np.arange(3)])
-    found = [
-        hindsight_windows([world], rows, Episodes(episodes.keys[k : k + 1], start), 1.0)
-        for k, start in enumerate(episodes.starts.reshape(-1, 1))
-    ]
-    assert all(len(schedule) == 4 for schedule in found)
-    agent = WindowRows(np.stack(found, axis=1), 1.0)
+    found = hindsight_windows([world], np.tile(rows, (3, 1, 1)), episodes, 1.0)
+    assert found.shape == (4, 3, rows.shape[1])
+    one = Episodes(episodes.keys[1:2], episodes.starts[1:2])
+    np.testing.assert_array_equal(
+        hindsight_windows([world], rows[None], one, 1.0)[:, 0], found[:, 1]
+    )
+    agent = WindowRows(found, 1.0)
     scores = effective_accuracies(world, agent, episodes)
     assert (scores >= constant.max(axis=0)).all()
     assert (scores > constant.max(axis=0)).any()
@@ -193,7 +194,7 @@ def test_the_search_without_the_answers_gains_by_arrivals_and_conditions_alone(
     rng = np.random.default_rng(3)
     others = [with_other_samples(world, rng) for _ in range(2)]
     plans = {
-        name: WindowRows(hindsight_windows(worlds, rows, one, 1.0)[:, None], 1.0)
+        name: WindowRows(hindsight_windows(worlds, rows[None], one, 1.0), 1.0)
         for name, worlds in (("answers", [world]), ("foresight", others))
     }
     scores = {name: effective_accuracies(world, agent, one)[0] for name, agent in plans.items()}
