@@ -148,7 +148,7 @@ def _observed(trained: TrainedBank, x: Tensor) -> tuple[NDArray[np.float32], NDA
         clip[:, level] = bank.clip_rates(x, own)
         for stage in range(shape[0]):
             result = bank.run_stage(stage, own[stage], borders[stage])
-            noise[stage, level] = min(sqnr_db(reference[stage], result), MOST_DB)
+            noise[stage, level] = np.clip(sqnr_db(reference[stage], result), -MOST_DB, MOST_DB)
     return clip, noise
 
 

@@ -7,6 +7,7 @@ was made with: simulated and measured figures of a stream differ by timing alone
 from __future__ import annotations
 
 import gc
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from experiments.precision.profiling import shown
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.server import PrecisionServer, answers_of
 from runtime.precision.shadow import ShadowCheck
-from runtime.precision.snapshot import REPORT_INDEX
+from runtime.precision.snapshot import REPORT_INDEX, bucket_of
 from runtime.precision.streams import RequestStream, Served
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.requests import Requests, requests_of
@@ -32,6 +33,7 @@ _SAME = 0.9
 """Share of the profile's answers that the bank must repeat: instruction sets round differently."""
 _COMPARED = 64
 WARM_UP_REQUESTS, _WARM_UP_GAP_S = 64, 0.001
+_PACED_S = 0.2
 
 
 class Episode(NamedTuple):
@@ -186,6 +188,29 @@ def episode_requests(world: StagedPrecisionConfig, episode: Episode) -> Requests
     segments = world.workload.conditions.segments(keys, world.horizon_s)
     tick_s, n = world.workload.arrivals.tick_s, world.profile.n_samples
     return requests_of(episode.key, counts, tick_s, segments, n)
+
+
+def pace(real: RealBank, world: StagedPrecisionConfig) -> float:
+    """Return how long full batches of the safe plan take now, over what the profile says.
+
+    1 on a machine that is as it was when it was profiled. Shared machines are not: some change
+    their speed by a factor of two and more from one minute to the next.
+
+    Args:
+        real: Serves.
+        world: With the profile, the safe plan and the largest batch.
+    """
+    profile, size, levels = world.profile, world.serving.max_batch, world.safe_plan.levels
+    serving_s = float(profile.fixed_s[bucket_of(size, profile.buckets)])
+    expected_s = profile.predict_latency_s(levels, size) - serving_s
+    batch, taken_s = real.samples.of(0)[:size], []
+    with torch.inference_mode():
+        until_s = time.perf_counter() + _PACED_S
+        while not taken_s or time.perf_counter() < until_s:
+            start_s = time.perf_counter()
+            real.bank.run(batch, levels)
+            taken_s.append(time.perf_counter() - start_s)
+    return float(np.median(taken_s)) / expected_s
 
 
 def serve_for_real(

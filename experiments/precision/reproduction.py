@@ -120,10 +120,11 @@ def stream_settings(config: DictConfig) -> list[DictConfig]:
 
 def with_drive(config: DictConfig) -> DictConfig:
     """Return the configuration whose real runs are those that the size gives streams."""
-    timing = {key: config.size.precision.drive[key] for key in ("seconds", "repetitions")}
-    own: dict[str, Any] = {"size": {"drive": timing}}
-    if config.size.precision.drive.everybody and config.env.stream == MAIN_STREAM:
-        own["drive"] = {"agents": everybody(config)}
+    drive = config.size.precision.drive
+    timing = {key: drive[key] for key in ("seconds", "repetitions")}
+    own: dict[str, Any] = {"size": {"drive": timing}, "drive": {"tries": drive.tries}}
+    if drive.everybody and config.env.stream == MAIN_STREAM:
+        own["drive"]["agents"] = everybody(config)
     return cast("DictConfig", OmegaConf.merge(config, own))
 
 

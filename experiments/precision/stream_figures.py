@@ -106,17 +106,23 @@ def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
     settings = list(table.groupby(["network", "stream"], sort=False))
     figure, (axes,) = panels(1, height=1.6 + 0.5 * len(settings), width=6.4)
     colours = colours_of(agents)
-    for y, (_, part) in enumerate(settings):
-        scores = scores_of(part)
-        room = _percent(difference(scores, CLAIRVOYANT, STATIC_BEST))
+    rows = [scores_of(part) for _, part in settings]
+    rooms = [_percent(difference(scores, CLAIRVOYANT, STATIC_BEST)) for scores in rows]
+    for y, room in enumerate(rooms):
         axes.barh(y, room.value, height=0.62, color="#E5E5E5", zorder=_ABOVE_GRID)
         if np.isfinite(room.low):
             axes.plot([room.low, room.high], [y, y], color=QUIET, linewidth=5.0, zorder=_ABOVE_GRID)
+    least = -max(room.value for room in rooms)
+    for y, scores in enumerate(rows):
         for k, name in enumerate(agents):
-            if name in scores:
-                gain = 100.0 * difference(scores, name, STATIC_BEST).value
-                place = y + 0.44 * (k / max(len(agents) - 1, 1) - 0.5)
-                axes.plot(gain, place, marker=MARKERS[k % len(MARKERS)], color=colours[name])
+            if name not in scores:
+                continue
+            gain = 100.0 * difference(scores, name, STATIC_BEST).value
+            at = max(gain, least), y + 0.44 * (k / max(len(agents) - 1, 1) - 0.5)
+            axes.plot(*at, marker=MARKERS[k % len(MARKERS)], color=colours[name])
+            if gain < least:  # far worse: drawn at the edge, or nothing else could be told apart
+                written = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(f"{gain:.0f}", at, fontsize="x-small", **written)
     axes.axvline(0.0, color="black", linewidth=1.0)
     axes.axvline(100.0 * SMALL_HEADROOM, color=PLAIN, linestyle="dotted", linewidth=1.0)
     name_rows(axes, [f"{network}, {stream}" for (network, stream), _ in settings], ())

@@ -7,6 +7,7 @@ reason instead of computing something else.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -26,9 +27,14 @@ _Weights = kernels.ConvWeights | kernels.LinearWeights
 
 
 def sqnr_db(reference: Tensor, value: Tensor) -> float:
-    """Return the signal-to-quantisation-noise ratio, decibels; inf where both are equal."""
+    """Return the signal-to-quantisation-noise ratio, decibels.
+
+    inf where both are equal, silence included; -inf where noise is all that there is.
+    """
     signal = reference.double().square().sum()
     noise = (reference.double() - value.double()).square().sum()
+    if noise == 0.0:
+        return math.inf
     return float(10.0 * torch.log10(signal / noise))
 
 

@@ -226,11 +226,13 @@ class ShadowCheck:
         for stage, level in enumerate(job.levels):
             self._await_idle(latest_s)
             own = self._bank.run_stage(stage, level, borders[stage])
-            result.append(min(sqnr_db(reference[stage], own), MOST_DB))
+            # Finite whatever the input, a silent one included: guards take anything else for a
+            # monitor that has failed.
+            result.append(np.clip(sqnr_db(reference[stage], own), -MOST_DB, MOST_DB))
         return np.array(result)
 
 
 PATIENCE_S = 0.25
 """How long a check waits for an idle server, seconds."""
 MOST_DB = 100.0
-"""SQNR of results without any error, where the ratio would be infinite."""
+"""SQNR of results without any error, where the ratio is infinite; minus that of noise alone."""

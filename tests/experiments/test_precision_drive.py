@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from envs.precision.config import default_config
 from experiments.cli import CONF
 from experiments.drive import task
 from experiments.errors import explain_run
+from experiments.precision import driving
 from experiments.precision.banks import StandInBank, TrainedBank
 from experiments.precision.driving import (
     SERVING,
@@ -34,6 +37,7 @@ from experiments.precision.real_streams import (
     check_served,
     episode_requests,
     open_real,
+    pace,
 )
 from experiments.precision.worlds import build_world
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
@@ -143,6 +147,39 @@ def test_what_happened_can_be_drawn_and_counted(small: Small, run: RunFolder) ->
     assert table.set_index(["agent", "repetition"]).loc[("static_int8", "0"), "switches"] == 1
 
 
+def test_pace_is_how_long_passes_take_over_what_was_profiled(small: Small) -> None:
+    world = build_world(small.config(), Part.HELD_OUT)
+    size, levels = world.serving.max_batch, world.safe_plan.levels
+    profiled_s = world.profile.predict_latency_s(levels, size) - world.profile.fixed_s[-1]
+    ran = []
+
+    def slow(x: torch.Tensor, assignment: tuple[int, ...]) -> None:
+        ran.append((len(x), assignment))
+        time.sleep(3.0 * profiled_s)
+
+    samples = SimpleNamespace(of=lambda condition: torch.zeros(48, 1, 8, 8))
+    stub: Any = SimpleNamespace(bank=SimpleNamespace(run=slow), samples=samples)
+    assert pace(stub, world) == pytest.approx(3.0, rel=0.3)
+    assert set(ran) == {(size, levels)}
+
+
+def test_a_run_on_a_machine_that_changed_its_pace_is_repeated(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paces = iter([1.0, 1.4, 0.7, 1.0, 1.1, 0.9, 1.5, 1.0, 1.0, 1.3, 1.0, 2.0])
+    monkeypatch.setattr(driving, "pace", lambda real, world: next(paces))
+    lines: list[str] = []
+    config = small.config("drive.agents=[static_int8]", "drive.tries=3", "workload.load=0.2")
+    run = drive_streams(config, told=lines.append)
+    table = serving_table(run).set_index("repetition")
+    assert table["tries"].tolist() == [3, 3]
+    assert table.loc["0", ["pace_before", "pace_after"]].tolist() == [1.1, 0.9]
+    assert table.loc["1", ["pace_before", "pace_after"]].tolist() == [1.0, 2.0]
+    steady, changed = lines
+    assert "profiled" not in steady
+    assert changed.endswith("; passes took 1.00 times as long as profiled before, 2.00 after")
+
+
 def test_a_finished_run_is_skipped_and_shown(
     small: Small, run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +266,7 @@ def test_a_stage_without_a_level_runs_the_next_higher_one(small: Small) -> None:
         (["env.held_out_profile=null"], "env.held_out_profile is null"),
         (["size.drive.seconds=0.2"], "expected at least 1 s"),
         (["drive.passive=true"], "drive.passive is true"),
+        (["drive.tries=0"], "drive.tries is 0; expected at least 1"),
         (["workload.load=1e-7"], "no request arrives"),
         (["bank.buckets=[8]"], "has the batch sizes 1, 8, the bank 8"),
         (
@@ -276,9 +314,9 @@ def _served(first: list[int], requests: list[int], dropped: list[int], answered:
     reports = np.zeros((len(first), len(REPORT_COLUMNS)))
     for name, column in (("first_request", first), ("requests", requests), ("dropped", dropped)):
         reports[:, REPORT_INDEX[name]] = column
-    answers = np.where(np.arange(6) < answered, 1, -1)
+    latency_s = np.where(np.arange(6) < answered, 0.01, np.nan)
     empty: Any = np.zeros(0)
-    return Served(reports, empty, answers, empty, [], {}, empty, empty, 0.0, 0.0)  # type: ignore[arg-type]
+    return Served(reports, empty, empty, latency_s, [], {}, empty, empty, 0.0, 0.0)  # type: ignore[arg-type]
 
 
 def test_lost_and_doubled_requests_are_noticed() -> None:

@@ -56,6 +56,26 @@ def test_disagreement_and_noise_are_what_they_are() -> None:
     np.testing.assert_allclose(found.sqnr_db, [10.0, MOST_DB], rtol=1e-4)
 
 
+def test_a_silent_request_is_no_silent_monitor() -> None:
+    silent = torch.zeros(4, 4)  # its first stage puts out nothing, at whatever level
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        check.offer(silent, _answers(silent), (1, 1))
+        check.wait()
+        np.testing.assert_allclose(check.estimate().sqnr_db, [MOST_DB, 10.0], rtol=1e-4)
+
+
+def test_noise_in_silence_is_a_finite_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = torch.zeros(4, 4)
+    bank = TwoStages()
+    monkeypatch.setattr(
+        bank, "run_stage", lambda stage, level, border: border * 0.0 + (0.1 if level else 0.0)
+    )
+    with ShadowCheck(bank, 2, fraction=1.0) as check:
+        check.offer(silent, _answers(silent), (1, 1))
+        check.wait()
+        np.testing.assert_array_equal(check.estimate().sqnr_db, [-MOST_DB, -MOST_DB])
+
+
 def test_the_window_forgets() -> None:
     x = torch.rand(8, 4)
     wrong = (_answers(x) + 1) % 4
