@@ -294,7 +294,7 @@ class _Run:
             )
         answers, margins, again = self._run(x, plan)
         end_s = self._now_s()
-        self._check(x, answers, plan)
+        self._offer_checks(x, answers, plan)
         self._report(before.levels, answers, margins, again, end_s)
 
     def _run(
@@ -314,7 +314,7 @@ class _Run:
                 answers[again] = answers_of(output)[0]
         return answers, margins, again
 
-    def _check(self, x: Tensor, answers: NDArray[np.int64], plan: PrecisionPlan) -> None:
+    def _offer_checks(self, x: Tensor, answers: NDArray[np.int64], plan: PrecisionPlan) -> None:
         """Offer the requests that have an answer to shadow checks; log those that have none."""
         given = answers != NO_ANSWER
         if not given.all():
