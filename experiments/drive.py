@@ -118,6 +118,11 @@ def _check_settings(config: DictConfig) -> None:
             "env.profile is null, but real runs are compared with what a measured profile "
             "predicts; run `python -m experiments.measure` and give env.profile=<its profile.json>"
         )
+    if config.drive.tries != 1:
+        raise ConfigError(
+            f"drive.tries is {config.drive.tries}, but only runs with env=staged_precision are "
+            "repeated; leave it at 1"
+        )
     seconds, period_s = float(config.size.drive.seconds), float(config.env.period_s)
     if seconds < 2.0 * period_s:
         raise ConfigError(

@@ -135,6 +135,7 @@ def _bundle(config: DictConfig, folder: Path) -> Path:
         (["env.profile=null"], "run `python -m experiments.measure`"),
         (["env.profile=nowhere.json"], "which is no file"),
         (["size.drive.seconds=0.5"], "expected at least two periods"),
+        (["drive.tries=3"], "only runs with env=staged_precision are repeated"),
         (["workload.load=1e-6"], "no record arrives"),
     ],
 )
