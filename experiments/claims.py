@@ -1,6 +1,6 @@
 """Claims: every figure that the README states, with where it comes from and what it aimed at.
 
-`results/reference/claims.json` is written only by runs with `record=true`. The README's table is
+`results/reference/claims.json` is written only by runs with `record=true`. The README's tables are
 generated from it (`python -m experiments.claims`), so the two cannot disagree for long; a test
 compares them. A missed aim stays in, with the reason.
 """
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import date
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +166,37 @@ def check_source(claim: Claim, reference: Path = REFERENCE) -> None:
 
 
 def figures_table(claims: Iterable[Claim]) -> str:
-    """Generate the README's table.
+    """Generate the README's tables: one for each command and machine, folded.
 
     Args:
-        claims: In the order of the rows.
+        claims: In the order of the tables and of their rows.
 
     Returns:
         Markdown without a final line end; a sentence where there are no claims.
     """
-    rows = [_row(claim) for claim in claims]
-    if not rows:
-        return NO_FIGURES
-    header = ["what", "value", "95 % interval", "aim", "met", "seeds", "data", "machine", "command"]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    groups: dict[tuple[str, str, str], list[Claim]] = {}
+    for claim in claims:
+        groups.setdefault((claim.command, claim.data, claim.machine), []).append(claim)
+    return "\n\n".join(map(_folded, groups.values())) if groups else NO_FIGURES
+
+
+def _folded(claims: list[Claim]) -> str:
+    """Return the table of claims that one command made on one machine, below a summary."""
+    first = claims[0]
+    aimed = [claim.met for claim in claims if claim.aim is not None]
+    aims = f", {sum(map(bool, aimed))} of {len(aimed)} aims met" if aimed else ""
+    header = ["what", "value", "95 % interval", "aim", "met", "seeds"]
+    lines = [header, ["---"] * len(header), *map(_row, claims)]
+    return "\n".join(
+        [
+            f"<details><summary><code>{escape(first.command, quote=False)}</code>: {first.data}; "
+            f"{first.machine}. Figures: {len(claims)}{aims}.</summary>",
+            "",
+            *("| " + " | ".join(line) + " |" for line in lines),
+            "",
+            "</details>",
+        ]
+    )
 
 
 def replace_table(text: str, table: str) -> str:
@@ -270,9 +288,6 @@ def _row(claim: Claim) -> list[str]:
         claim.aim or "",
         _verdict(claim),
         str(len(claim.seeds)) if claim.seeds else "",
-        claim.data,
-        claim.machine,
-        f"`{claim.command}`",
     ]
     return [" ".join(cell.split()).replace("|", r"\|") for cell in cells]
 

@@ -199,7 +199,13 @@ def test_damaged_files_are_refused(facts: dict[str, Any], reference: Path) -> No
 
 def test_table_shows_figure_interval_aim_and_reason(facts: dict[str, Any]) -> None:
     missed = facts | {"value": 299_000.0, "low": 2.9e5, "high": 3.1e5, "why": "one core\nonly"}
-    header, rule, row = figures_table([Claim(**missed)]).splitlines()
+    summary, header, rule, row = [
+        line for line in figures_table([Claim(**missed)]).splitlines() if line
+    ][:4]
+    assert summary == (
+        "<details><summary><code>make bench</code>: synthetic; " + facts["machine"] + ". "
+        "Figures: 1, 0 of 1 aims met.</summary>"
+    )
     assert header.count("|") == rule.count("|") == row.replace(r"\|", "").count("|")
     for cell in (
         r"batched engine \| 256 envs",
@@ -207,23 +213,35 @@ def test_table_shows_figure_interval_aim_and_reason(facts: dict[str, Any]) -> No
         "290,000 to 310,000",
         ">= 300000",
         "no: one core only",
-        "`make bench`",
     ):
         assert f"| {cell} |" in row
 
 
 def test_table_says_where_an_interval_reaches_beyond_the_aim(facts: dict[str, Any]) -> None:
-    (whole,) = figures_table([Claim(**facts)]).splitlines()[2:]
+    whole = figures_table([Claim(**facts)])
     assert "| >= 300000 | yes |" in whole
-    (part,) = figures_table([Claim(**facts | {"low": 2.9e5})]).splitlines()[2:]
+    part = figures_table([Claim(**facts | {"low": 2.9e5})])
     assert "| >= 300000 | by its value, not its interval |" in part
 
 
 def test_table_without_interval_aim_and_seeds(facts: dict[str, Any]) -> None:
     bare = {"low": None, "high": None, "aim": None, "seeds": ()}
-    row = figures_table([Claim(**facts | bare)]).splitlines()[-1]
-    assert "| 312,400 env-steps/s |  |  |  |  | synthetic |" in row
+    table = figures_table([Claim(**facts | bare)])
+    assert "| 312,400 env-steps/s |  |  |  |  |" in table
+    assert "Figures: 1.</summary>" in table
     assert figures_table([]) == NO_FIGURES
+
+
+def test_there_is_a_table_for_each_command_and_machine(facts: dict[str, Any]) -> None:
+    rows = [
+        {"id": "a"},
+        {"id": "b", "command": "make calibrate ARGS='bank.levels=[a&b]'"},
+        {"id": "c"},
+        {"id": "d", "machine": "another"},
+    ]
+    tables = figures_table([Claim(**facts | row) for row in rows]).split("\n\n<details>")
+    assert [table.count("312,400") for table in tables] == [2, 1, 1]
+    assert "<code>make calibrate ARGS='bank.levels=[a&amp;b]'</code>" in tables[1]
 
 
 def test_readme_is_updated_and_disagreement_found(facts: dict[str, Any], reference: Path) -> None:
