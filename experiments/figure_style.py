@@ -78,6 +78,11 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
+def marker_of(place: int) -> str:
+    """Return the marker beside the colour of a place: together they repeat after 49 places."""
+    return MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+
+
 def is_wide(values: Collection[float]) -> bool:
     """Tell whether positive values span so much that only a logarithmic axis shows them all."""
     finite = [v for v in values if math.isfinite(v)]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.figure_style import COLOURS, MARKERS, QUIET, check_columns, is_wide, use_log
+from experiments.figure_style import (
+    COLOURS,
+    QUIET,
+    check_columns,
+    is_wide,
+    marker_of,
+    use_log,
+)
 
 
 def front(every: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
@@ -40,7 +47,7 @@ def front(every: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
             1e3 * row["predicted_s"],
             100.0 * row["calibration"],
             linestyle="none",
-            marker=MARKERS[k % len(MARKERS)],
+            marker=marker_of(k),
             color=COLOURS[k % len(COLOURS)],
             markersize=8,
             label=";\n".join(group["chosen_by"]),

@@ -171,16 +171,18 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
     simulated, real = pd.read_csv(folder / SIMULATED), pd.read_csv(folder / REAL)
     measured = real[real["source"] == "measured"]
     save_figure(
-        stream_figures.accuracy_by_agent(simulated),
+        stream_figures.gain_by_agent(simulated),
         folder / "streams.png",
-        "Requests answered correctly and in time by agent, simulated with a measured profile, "
-        f"held-out samples and arrivals, 95 % interval over episodes. Made by `{command}`.",
+        "Requests answered correctly and in time by agent, over the best constant assignment, "
+        "simulated with a measured profile, held-out samples and arrivals, 95 % interval over "
+        f"episodes. Agents that are far worse stand at the edge. Made by `{command}`.",
     )
     save_figure(
-        stream_figures.accuracy_by_agent(measured),
+        stream_figures.gain_by_agent(measured),
         folder / "real.png",
-        "Requests answered correctly and in time by agent, measured on the real bank, 95 % "
-        f"interval over repetitions. Made by `{command}`.",
+        "Requests answered correctly and in time by agent, over the best constant assignment, "
+        "measured on the real bank, 95 % interval over repetitions. Agents that are far worse "
+        f"stand at the edge. Made by `{command}`.",
     )
     save_figure(
         stream_figures.predicted_streams(real),

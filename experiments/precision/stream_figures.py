@@ -12,21 +12,21 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from envs.precision.viewer import CORRUPTED_COLOUR, level_colours
 from experiments.errors import ConfigError
 from experiments.figure_style import (
     ACCENT,
-    COLOURS,
     DASHES,
-    MARKERS,
     PLAIN,
     QUIET,
     check_columns,
     colours_of,
     interval_dot,
     label,
+    marker_of,
     name_rows,
     panels,
 )
@@ -37,7 +37,7 @@ from experiments.precision.summary import (
     difference,
     scores_of,
 )
-from experiments.statistics import Estimate, mean, stratified_bootstrap
+from experiments.statistics import Estimate
 
 LEARNED = ("ppo", "maskable_ppo", "recurrent_ppo", "dqn", "qr_dqn", "bandit")
 _KEYS = ("network", "stream", "agent", "train_seed", "episode", "effective_accuracy")
@@ -48,10 +48,6 @@ _PREDICTED = (
     ("p99_s", "p99 latency (ms)", 1e3),
 )
 _STEPS = ("agent", "time_s", "requests", "dropped", "condition", "in_time", "escalate_below")
-_REFERENCES = (
-    (STATIC_BEST, "dashed", "static best"),
-    (CLAIRVOYANT, "dotted", "clairvoyant reference"),
-)
 _BIN_S = 0.5
 """Width of the bins of rates and accuracies in a timeline, seconds."""
 _ABOVE_GRID = 0.9
@@ -59,46 +55,70 @@ _ABOVE_GRID = 0.9
 _AGAIN_COLOUR = "#4D4D4D"
 
 
-def accuracy_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Figure:
-    """Draw the effective accuracy of every agent with its 95 % interval, a panel per stream.
+def gain_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Figure:
+    """Draw every agent's effective accuracy over that of the best constant, a panel per stream.
 
-    A panel shows who ran in its stream, the best on top.
+    Gains are paired by episode, with 95 % intervals. A panel shows who ran in its stream, the best
+    on top; whoever is far worse stands at the edge, beside a number.
 
     Args:
-        table: Columns network, stream, agent, train_seed, episode, effective_accuracy.
+        table: Columns network, stream, agent, train_seed, episode, effective_accuracy; static_best
+            is among the agents of every stream.
         accent: Agents to be drawn in colour.
+
+    Raises:
+        ConfigError: A column is missing, or static_best is.
     """
     check_columns(table, _KEYS)
-    agents = set(table["agent"])
     settings = list(table.groupby(["network", "stream"], sort=False))
-    figure, grid = panels(len(settings), height=1.3 + 0.24 * len(agents), columns=2)
+    figure, grid = panels(len(settings), height=1.3 + 0.24 * table["agent"].nunique(), columns=2)
     for axes, ((network, stream), part) in zip(grid, settings, strict=True):
         scores = scores_of(part)
-        order = sorted(scores, key=lambda name, own=scores: -float(own[name].mean()))
-        for y, name in enumerate(order):
-            colour = ACCENT if name in accent else PLAIN
-            interval_dot(axes, y, _percent(_mean(scores[name].mean(axis=0))), colour)
-        for name, dashes, _ in _REFERENCES:
-            if name in scores:
-                level = 100.0 * scores[name].mean()
-                axes.axvline(level, color=QUIET, linestyle=dashes, zorder=_ABOVE_GRID)
+        if STATIC_BEST not in scores:
+            raise ConfigError(f"static_best did not run on {stream!r}; gains are drawn over it")
+        gains = {n: _percent(difference(scores, n, STATIC_BEST)) for n in scores}
+        order = sorted(gains, key=lambda name, own=gains: -own[name].value)
+        _draw_gains(
+            axes, [gains[n] for n in order], [ACCENT if n in accent else PLAIN for n in order]
+        )
         name_rows(axes, order, accent)
-        axes.set(title=f"{label(str(network))}, {stream}", xlabel="effective accuracy (%)")
-    handles = [
-        Line2D([], [], color=QUIET, linestyle=dashes, label=said)
-        for name, dashes, said in _REFERENCES
-        if name in agents
-    ]
-    handles.append(Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned"))
-    figure.legend(handles=handles, loc="outside lower right", ncols=3, fontsize="small")
+        level = 100.0 * scores[STATIC_BEST].mean()
+        title = f"{label(str(network))}, {stream}: static best has {level:.1f} %"
+        axes.set(title=title, xlabel="effective accuracy over static best (points)")
+    learned = Line2D([], [], color=ACCENT, marker="o", linestyle="", label="learned")
+    figure.legend(handles=[learned], loc="outside lower right", fontsize="small")
     return figure
+
+
+def _draw_gains(axes: Axes, gains: Sequence[Estimate], colours: Sequence[str]) -> None:
+    """Draw a gain a row, on an axis that reaches twice as far below 0 as above, or a point."""
+    least = -max(2.0 * max(gain.value for gain in gains), 1.0)
+    shown = [gain for gain in gains if gain.value >= least]
+    ends = [end for gain in shown for end in (gain.value, gain.low, gain.high)]
+    for y, (gain, colour) in enumerate(zip(gains, colours, strict=True)):
+        if gain.value < least:
+            axes.plot(least, y, marker="o", color=colour, markersize=6)
+            _write_gain(axes, (least, y), gain.value)
+        else:
+            interval_dot(axes, y, gain, colour)
+    axes.axvline(0.0, color="black", linewidth=1.0, zorder=_ABOVE_GRID)
+    low = least if len(shown) < len(gains) else max(least, float(np.nanmin(ends)))
+    high = float(np.nanmax(ends))
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # more would touch each other
+    axes.set_xlim(low - 0.06 * (high - low) - 0.1, high + 0.06 * (high - low) + 0.1)
+
+
+def _write_gain(axes: Axes, at: tuple[float, float], gain: float) -> None:
+    """Write a gain beside a mark that stands at the edge, since it is far worse."""
+    place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(f"{gain:.0f}".replace("-", "\N{MINUS SIGN}"), at, fontsize="x-small", **place)
 
 
 def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
     """Draw what adapting can win over the best constant assignment, and what agents win of it.
 
     Args:
-        table: As of `accuracy_by_agent`, with static_best and the clairvoyant reference.
+        table: As of `gain_by_agent`, with the clairvoyant reference.
         agents: Agents whose gains are drawn; those that the table does not have are left out.
     """
     check_columns(table, _KEYS)
@@ -119,10 +139,9 @@ def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
                 continue
             gain = 100.0 * difference(scores, name, STATIC_BEST).value
             at = max(gain, least), y + 0.44 * (k / max(len(agents) - 1, 1) - 0.5)
-            axes.plot(*at, marker=MARKERS[k % len(MARKERS)], color=colours[name])
-            if gain < least:  # far worse: drawn at the edge, or nothing else could be told apart
-                written = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-                axes.annotate(f"{gain:.0f}", at, fontsize="x-small", **written)
+            axes.plot(*at, marker=marker_of(k), color=colours[name])
+            if gain < least:  # or nothing else could be told apart
+                _write_gain(axes, at, gain)
     axes.axvline(0.0, color="black", linewidth=1.0)
     axes.axvline(100.0 * SMALL_HEADROOM, color=PLAIN, linestyle="dotted", linewidth=1.0)
     name_rows(axes, [f"{network}, {stream}" for (network, stream), _ in settings], ())
@@ -133,7 +152,7 @@ def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
         Line2D([], [], color=PLAIN, linestyle="dotted", label="below it not worth adapting"),
     ]
     handles += [
-        Line2D([], [], marker=MARKERS[k % len(MARKERS)], color=colours[n], ls="", label=label(n))
+        Line2D([], [], marker=marker_of(k), color=colours[n], ls="", label=label(n))
         for k, n in enumerate(agents)
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize="small")
@@ -243,11 +262,8 @@ def predicted_streams(table: pd.DataFrame) -> Figure:
         axes.plot(limits, limits, color="black", linewidth=0.8)
         for k, (agent, colour) in enumerate(colours.items()):
             own = means.index.get_level_values("agent") == agent
-            # Colours begin anew before markers do: no two agents share both.
-            marker = MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
-            axes.scatter(
-                *(measured[own], predicted[own]), color=colour, marker=marker, label=label(agent)
-            )
+            shown = {"color": colour, "marker": marker_of(k), "label": label(agent)}
+            axes.scatter(measured[own], predicted[own], **shown)
         axes.set(xlabel=f"measured {said}", ylabel=f"predicted {said}", xlim=limits, ylim=limits)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
@@ -302,10 +318,6 @@ def _raster(axes: Axes, own: pd.DataFrame, rows: Sequence[str], n_levels: int) -
     names = [name.removeprefix("level_") for name in rows]
     axes.set_yticks(range(len(rows)), ["again" if n == "escalate_below" else n for n in names])
     axes.tick_params(axis="y", length=0, labelsize="x-small")
-
-
-def _mean(scores: NDArray[np.float64]) -> Estimate:
-    return stratified_bootstrap([scores], mean, np.random.default_rng(0))
 
 
 def _percent(estimate: Estimate) -> Estimate:

@@ -15,7 +15,7 @@ from experiments.figure_style import ACCENT
 from experiments.precision.figures import front
 from experiments.precision.stream_figures import (
     ablation,
-    accuracy_by_agent,
+    gain_by_agent,
     headroom_by_stream,
     predicted_streams,
     stream_timeline,
@@ -111,8 +111,8 @@ def _real() -> pd.DataFrame:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "accuracy": lambda: accuracy_by_agent(_rows()),
-    "accuracy, one episode": lambda: accuracy_by_agent(_rows(episodes=1)),
+    "accuracy": lambda: gain_by_agent(_rows()),
+    "accuracy, one episode": lambda: gain_by_agent(_rows(episodes=1)),
     "headroom": lambda: headroom_by_stream(_rows(), DRAWN),
     "headroom, one episode": lambda: headroom_by_stream(_rows(episodes=1), DRAWN),
     "predicted": lambda: predicted_streams(_real()),
@@ -144,18 +144,50 @@ def _marks(axes: Axes) -> list[tuple[float, float]]:
     ]
 
 
-def test_accuracies_are_drawn_where_they_are() -> None:
-    figure = accuracy_by_agent(_rows())
-    assert [axes.get_title() for axes in figure.axes] == ["digits cnn, steady", "digits cnn, both"]
-    assert {axes.get_xlabel() for axes in figure.axes} == {"effective accuracy (%)"}
-    order = ["clairvoyant", "ppo", "slack fit", "static best", "confidence cascade"]
-    expected = [(100.0 * (level - 0.02), k) for k, level in enumerate(EFFECTIVE.values())]
+def test_gains_are_drawn_where_they_are() -> None:
+    figure = gain_by_agent(_rows())
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        f"digits cnn, {s}: static best has {v} %"
+        for s, v in zip(STREAMS, ("93.0", "78.0"), strict=True)
+    ]
+    assert {axes.get_xlabel() for axes in figure.axes} == {
+        "effective accuracy over static best (points)"
+    }
     both = figure.axes[1]
-    assert _names(both) == order
-    np.testing.assert_allclose(_marks(both), expected)
-    np.testing.assert_allclose(_marks(figure.axes[0]), [(93.0, k) for k in range(5)])
+    assert _names(both) == ["clairvoyant", "ppo", "slack fit", "static best", "confidence cascade"]
+    expected = [(100.0 * (level - 0.8), k) for k, level in enumerate(EFFECTIVE.values())]
+    np.testing.assert_allclose(_marks(both), expected, atol=1e-9)
+    np.testing.assert_allclose(_marks(figure.axes[0]), [(0.0, k) for k in range(5)], atol=1e-9)
     coloured = [t.get_text() for t in both.get_yticklabels() if t.get_color() == ACCENT]
     assert coloured == ["ppo"]
+
+
+def test_who_is_far_worse_stands_at_the_edge_with_a_number() -> None:
+    rows = _rows()
+    worse = rows["agent"].eq("confidence_cascade") & rows["stream"].eq("both")
+    rows.loc[worse, "effective_accuracy"] -= 0.4
+    both = gain_by_agent(rows).axes[1]
+    assert [text.get_text() for text in both.texts] == ["\N{MINUS SIGN}45"]
+    left, right = both.get_xlim()
+    assert _marks(both)[-1] == (pytest.approx(-20.0), 4)  # twice as far as the best is above
+    assert left < -20.0
+    assert right > 10.0
+
+
+def test_gains_need_the_best_constant() -> None:
+    rows = _rows()
+    with pytest.raises(ConfigError, match="static_best did not run on 'steady'"):
+        gain_by_agent(rows[rows["agent"] != "static_best"])
+
+
+def test_marks_on_a_front_are_told_apart() -> None:
+    letters = list("abcdefghij")
+    every = pd.DataFrame({"assignment": letters, "calibration": np.linspace(0.5, 0.9, 10)})
+    every["predicted_s"] = np.linspace(1e-3, 9e-3, 10)
+    figure = front(every, pd.DataFrame({"chosen_by": letters, "assignment": letters}))
+    marks = [line for line in figure.axes[0].lines if line.get_label() in letters]
+    assert len({(line.get_marker(), line.get_color()) for line in marks}) == 10
 
 
 def test_headroom_and_gains_are_paired_by_episode() -> None:
@@ -217,7 +249,7 @@ def test_a_raster_has_the_colours_of_levels_and_of_the_second_pass() -> None:
 @pytest.mark.parametrize(
     ("draw", "table", "column"),
     [
-        (accuracy_by_agent, _rows(), "episode"),
+        (gain_by_agent, _rows(), "episode"),
         (lambda table: headroom_by_stream(table, DRAWN), _rows(), "effective_accuracy"),
         (ablation, _costs(), "low"),
         (lambda table: stream_timeline(table, ["ppo"], LEVELS), _steps(), "in_time"),
@@ -240,12 +272,3 @@ def test_predictions_stand_over_measurements() -> None:
     np.testing.assert_allclose(points[3], [[30.0, 33.0], [30.0, 33.0]])
     with pytest.raises(ConfigError, match="both simulated and measured"):
         predicted_streams(_real().query("source == 'measured'"))
-
-
-def test_only_references_that_are_drawn_are_in_the_legend() -> None:
-    for agents, expected in ((list(EFFECTIVE), True), (["static_best", "ppo"], False)):
-        rows = _rows()
-        figure = accuracy_by_agent(rows[rows["agent"].isin(agents)])
-        said = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert ("clairvoyant reference" in said) is expected
-        assert "static best" in said
