@@ -22,7 +22,7 @@ STATIC = "static"
 def saved_rule(rule: Rule) -> dict[str, Any]:
     """Return a rule's family and settings as plain JSON values."""
     family = STATIC if isinstance(rule, Static) else rule.name
-    return {"family": family, "settings": rule.settings()}
+    return {"family": family, "settings": _lists(rule.settings())}
 
 
 def rule_of(name: str, saved: Mapping[str, Any], known: Known) -> Rule:
@@ -58,3 +58,10 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(entry) for key, entry in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    """Return nested tuples as nested lists, as a JSON file gives them back."""
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    return list(map(_lists, value)) if isinstance(value, tuple | list) else value

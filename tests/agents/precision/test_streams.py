@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from agents.precision.heuristics.load import SlackFit
 from agents.precision.heuristics.static import Static, static_best, uniforms
 from agents.precision.known import Known
 from agents.precision.rule import Rule
+from agents.precision.saved import rule_of, saved_rule
 from agents.precision.tuning import row_accuracies, tune
 from envs.precision.config import StagedPrecisionConfig
 from runtime.precision.plan import PrecisionPlan
@@ -236,3 +238,12 @@ def test_every_setting_of_a_family_is_different_and_bears_its_name(
 def test_a_static_rule_tells_its_plan() -> None:
     plan = PrecisionPlan((1, 2), 0.3, (0, 0))
     assert PrecisionPlan.from_mapping(Static("one", plan).settings()) == plan
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_rule_is_what_a_json_file_gives_back(name: str, world_known: Known) -> None:
+    rule = _rule(name, world_known)
+    saved = saved_rule(rule)
+    read = json.loads(json.dumps(saved))
+    assert read == saved
+    assert saved_rule(rule_of(rule.name, read, world_known)) == saved
