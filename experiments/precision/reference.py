@@ -81,14 +81,28 @@ def record_bank(config: DictConfig, calibrated: RunFolder) -> None:
 
 
 def _changed(config: DictConfig) -> list[str]:
-    """Return what the words of a command must say beside network and size."""
+    """Return what the words of a command must say of the bank beside network and size."""
     usual = OmegaConf.load(CONF / "config.yaml")
+    groups = ("bank", "calibration")
+    return [word for group in groups for word in _words(group, config[group], usual[group])]
+
+
+def _words(place: str, node: DictConfig, usual: DictConfig) -> list[str]:
+    """Return overrides that turn one node into another."""
     return [
-        f"{group}.{key}={str(value).replace(' ', '')}"
-        for group in ("bank", "calibration")
-        for key, value in config[group].items()
-        if value != usual[group][key]
+        f"{place}.{key}={str(value).replace(' ', '')}"
+        for key, value in node.items()
+        if key not in usual or value != usual[key]
     ]
+
+
+def stream_command(config: DictConfig) -> str:
+    """Return the command that makes the streams of a network, with all that is not as usual."""
+    usual = OmegaConf.load(CONF / "size" / f"{config.size.name}.yaml")
+    words = ["env=staged_precision", f"network={config.network.name}", *_changed(config)]
+    words += _words("size.precision", config.size.precision, usual.precision)
+    record = " record=true" if config.record else ""
+    return f'make reproduce SIZE={config.size.name}{record} ARGS="{" ".join(words)}"'
 
 
 def record_streams(config: DictConfig, tables: Path) -> None:
@@ -105,11 +119,9 @@ def record_streams(config: DictConfig, tables: Path) -> None:
         return
     folder = _folder(config)
     _copy([path for path in tables.iterdir() if path.suffix in _KINDS], folder)
-    network = str(config.network.name)
-    words = f"env=staged_precision network={network}"
     make = ClaimMaker(
         reference=REFERENCE,
-        command=f'make reproduce SIZE=paper record=true ARGS="{words}"',
+        command=stream_command(config),
         data=f"{config.network.data}, {config.workload.name}",
         seeds=tuple(range(int(config.size.precision.headline_seeds))),
         unit="points",

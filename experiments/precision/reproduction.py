@@ -29,7 +29,12 @@ from experiments.precision.driving import (
     serving_table,
 )
 from experiments.precision.lineup import RULES, makers
-from experiments.precision.reference import MAIN_STREAM, record_bank, record_streams
+from experiments.precision.reference import (
+    MAIN_STREAM,
+    record_bank,
+    record_streams,
+    stream_command,
+)
 from experiments.precision.roster import TUNED, untuned_plans
 from experiments.precision.summary import STATIC_BEST, headroom_line
 from experiments.precision.worlds import build_world
@@ -165,9 +170,7 @@ def _write_tables(made: Made, folder: Path) -> None:
 
 def draw(config: DictConfig, made: Made, folder: Path) -> None:
     """Draw all figures from the tables."""
-    network = str(config.network.name)
-    words = f"env=staged_precision network={network}"
-    command = f'make reproduce SIZE={config.size.name} ARGS="{words}"'
+    command = stream_command(config)
     simulated, real = pd.read_csv(folder / SIMULATED), pd.read_csv(folder / REAL)
     measured = real[real["source"] == "measured"]
     save_figure(

@@ -165,6 +165,17 @@ def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Pat
     assert claims["sim.avx2.small-net.both.headroom"].seeds == (0, 1)
 
 
+def test_the_command_of_streams_says_what_was_changed(folder: Path, tables: Path) -> None:
+    fewer = {"name": "paper", "precision": {"headline_seeds": 8, "streams": ["both"]}}
+    changed = {"calibration": {"batch": 16, "chain": 0.005, "profiled": 500}}
+    reference.record_streams(settings(size=fewer, **changed), tables)
+    (command,) = {claim.command for claim in load_claims(folder / "claims.json").values()}
+    words = "env=staged_precision network=small_net calibration.profiled=500"
+    assert command == (
+        f"make reproduce SIZE=paper record=true ARGS=\"{words} size.precision.streams=['both']\""
+    )
+
+
 def test_nothing_is_written_unless_asked_for(
     folder: Path, calibrated: RunFolder, tables: Path
 ) -> None:
