@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from experiments.errors import ConfigError
 from experiments.figure_style import (
     ACCENT,
-    COLOURS,
     DASHES,
-    MARKERS,
     PLAIN,
     QUIET,
     check_columns,
@@ -31,6 +29,7 @@ from experiments.figure_style import (
     interval_dot,
     is_wide,
     label,
+    marker_of,
     name_rows,
     panels,
     use_log,
@@ -233,7 +232,7 @@ def predicted_against_measured(table: pd.DataFrame) -> Figure:
                 s=34,
                 color=colours[agent],
                 # When colours begin again, markers are one ahead: no two agents look alike.
-                marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+                marker=marker_of(i),
                 alpha=0.85,
                 label=label(agent),
             )
@@ -310,7 +309,7 @@ def real_runs(table: pd.DataFrame, accent: Collection[str] = HEADLINE) -> Figure
         values = measured.pivot_table(index="episode", columns="agent", values=column)[order]
         for i, repetition in enumerate(repetitions):
             style: dict[str, Any] = {"color": colours[str(repetition)]}
-            style["marker"] = MARKERS[i % len(MARKERS)]
+            style["marker"] = marker_of(i)
             own = values.loc[repetition]
             axes.plot(own, rows, linewidth=0.8, markersize=5, label=f"{repetition}", **style)
         axes.vlines(values.mean(), rows - 0.3, rows + 0.3, color="black", linewidth=2.0)

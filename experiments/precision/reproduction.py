@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.calibrate import calibrate_network
 from experiments.console import CONSOLE, say, show_table, shown_path
-from experiments.errors import REPOSITORY
+from experiments.errors import REPOSITORY, ConfigError
 from experiments.figure_style import save_figure
 from experiments.files import write_csv
 from experiments.parallel import train_all
@@ -71,7 +71,15 @@ def reproduce_streams(config: DictConfig, report: Report) -> None:
     Args:
         config: With `network`, `bank`, `calibration`, `env`, `workload`, `size`.
         report: Told about progress.
+
+    Raises:
+        ConfigError: A wrong setting.
     """
+    if STATIC_BEST not in config.drive.agents:  # before hours of work: figures compare with it
+        raise ConfigError(
+            f"drive.agents is [{', '.join(map(str, config.drive.agents))}]; expected "
+            f"{STATIC_BEST} among them, which real streams are compared with"
+        )
     CONSOLE.print(f"[bold]calibrate[/] {config.network.name} on this machine")
     calibrated = calibrate_network(config, report)
     config = with_profiles(config, calibrated)

@@ -7,10 +7,12 @@ import pytest
 from omegaconf import DictConfig
 
 from agents.precision.families import GRIDS
+from experiments.errors import ConfigError
 from experiments.precision.lineup import makers
-from experiments.precision.reproduction import stream_settings, with_drive
+from experiments.precision.reproduction import reproduce_streams, stream_settings, with_drive
 from experiments.precision.roster import TUNED, untuned_plans
 from experiments.precision.worlds import build_world
+from experiments.training import silent
 from experiments.workloads import Part
 from tests.experiments.precision_configs import calibrated, composing
 
@@ -49,3 +51,9 @@ def test_everybody_is_driven_on_the_main_stream(compose: Compose) -> None:
 def test_smaller_sizes_drive_the_agents_that_are_named(compose: Compose) -> None:
     both = stream_settings(compose("drive.agents=[slack_fit]"))[-1]
     assert list(with_drive(both).drive.agents) == ["slack_fit"]
+
+
+def test_a_flow_without_the_best_constant_is_refused_before_any_work(compose: Compose) -> None:
+    config = compose("size=smoke", "drive.agents=[ppo]")
+    with pytest.raises(ConfigError, match=r"drive.agents is \[ppo\]; expected static_best"):
+        reproduce_streams(config, silent)
