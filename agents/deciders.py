@@ -68,13 +68,16 @@ class RowPlan(Protocol):
 class Separately:
     """Runs one agent of a single world in each of N worlds."""
 
-    def __init__(self, make_agent: Callable[[int], Decider[Any, RowPlan]]) -> None:
+    def __init__(
+        self, make_agent: Callable[[int], Decider[Any, RowPlan]], *, decides: bool = True
+    ) -> None:
         """Keep the factory.
 
         Args:
             make_agent: Builds the agent of world k.
+            decides: Whether these agents look at what happens; see `agents.precision.api.decides`.
         """
-        self._make_agent = make_agent
+        self._make_agent, self.decides = make_agent, decides
         self._agents: list[Decider[Any, RowPlan]] = []
 
     def begin(self, worlds: Worlds) -> None:
@@ -96,6 +99,8 @@ class Separately:
 class ConstantRows:
     """Proposes the same plan at every decision, another one in every world."""
 
+    decides = False
+
     def __init__(self, rows: NDArray[np.float64]) -> None:
         """Keep plan rows, float64 [N, plan columns]."""
         self._rows = rows
@@ -112,6 +117,8 @@ class ConstantRows:
 
 class Constant(Generic[PlanT]):
     """Always proposes the same plan, in one world."""
+
+    decides = False
 
     def __init__(self, name: str, plan: PlanT) -> None:
         """Keep name and plan."""

@@ -27,7 +27,16 @@ class Entry(NamedTuple):
 
 
 class Encoder:
-    """Scales the columns of N observations as their entries say."""
+    """Scales the columns of N observations as their entries say.
+
+    A column x becomes min(gain * f(max((x - low) * multiplier, 0)), 1), f = log1p where `is_log`.
+
+    Attributes:
+        low: float64 [columns].
+        multiplier: float64 [columns].
+        gain: float64 [columns].
+        is_log: bool [columns].
+    """
 
     def __init__(self, layout: Sequence[Entry]) -> None:
         """Prepare the scaling.
@@ -35,21 +44,21 @@ class Encoder:
         Args:
             layout: One entry per column.
         """
-        low = np.array([entry.low for entry in layout])
-        span = np.array([entry.high for entry in layout]) - low
+        self.low = np.array([entry.low for entry in layout])
+        span = np.array([entry.high for entry in layout]) - self.low
         step = np.array([entry.log_step for entry in layout])
-        self._low = low if low.any() else None
-        self._is_log = step > 0
-        divisor = np.where(self._is_log, step, span)
-        self._multiplier = 1.0 / divisor
-        self._gain = np.where(self._is_log, 1.0 / np.log1p(span / divisor), 1.0)
+        self.is_log = step > 0
+        divisor = np.where(self.is_log, step, span)
+        self.multiplier = 1.0 / divisor
+        self.gain = np.where(self.is_log, 1.0 / np.log1p(span / divisor), 1.0)
+        self._shifts = bool(self.low.any())
 
     def encode(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return the scaled columns, float32 [N, len(layout)] in [0, 1], of raw float64 ones."""
-        scaled = (raw if self._low is None else raw - self._low) * self._multiplier
+        scaled = (raw - self.low if self._shifts else raw) * self.multiplier
         np.maximum(scaled, 0.0, out=scaled)
-        np.log1p(scaled, out=scaled, where=self._is_log)
-        scaled *= self._gain
+        np.log1p(scaled, out=scaled, where=self.is_log)
+        scaled *= self.gain
         return np.minimum(scaled, 1.0, dtype=np.float32, casting="same_kind")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "Separately",
     "Streams",
     "accuracies",
+    "decides",
     "effective_accuracies",
     "run_streams",
 ]
@@ -56,6 +57,22 @@ class Streams:
     causes: list[NDArray[np.int64]]
 
 
+def decides(agent: object) -> bool:
+    """Return whether an agent works its plans out while requests wait, which takes time.
+
+    Agents are taken to do so unless their attribute `decides` says otherwise: those that always
+    give the same plan, and searches whose plans were made beforehand.
+    """
+    return bool(getattr(agent, "decides", True))
+
+
+def _served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionConfig:
+    """Return a world in which only agents that decide take time for it."""
+    if decides(agent):
+        return config
+    return replace(config, profile=config.profile.without_decisions())
+
+
 def run_streams(
     config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
 ) -> Streams:
@@ -69,7 +86,7 @@ def run_streams(
         agent: Who decides.
         episodes: Which streams.
     """
-    servers = Servers(config, len(episodes.keys))
+    servers = Servers(_served_by(config, agent), len(episodes.keys))
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine
@@ -122,7 +139,7 @@ def accuracies(
     config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
 ) -> Accuracies:
     """Return the accuracies of an agent; the figures of `run_streams`, without keeping reports."""
-    servers = Servers(config, len(episodes.keys))
+    servers = Servers(_served_by(config, agent), len(episodes.keys))
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from envs.precision.config import StagedPrecisionConfig
@@ -27,6 +28,22 @@ class Frontier(NamedTuple):
         accuracy: float64 [K], strictly ascending.
     """
 
+    assignment: NDArray[np.int64]
+    latency_s: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+
+class FrontierTable(NamedTuple):
+    """The frontiers of B buckets side by side, the longest of K assignments.
+
+    Attributes:
+        buckets: int64 [B].
+        assignment: int64 [B, K]; 0 past the end of a frontier.
+        latency_s: float64 [B, K]; NaN, which fits nothing, past the end.
+        accuracy: float64 [B, K]; likewise.
+    """
+
+    buckets: NDArray[np.int64]
     assignment: NDArray[np.int64]
     latency_s: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -64,6 +81,18 @@ class Known:
     def frontiers(self) -> tuple[Frontier, ...]:
         """The frontier of every bucket."""
         return tuple(self._frontier(b) for b in range(len(self.tables.buckets)))
+
+    @cached_property
+    def frontier_table(self) -> FrontierTable:
+        """The frontiers of all buckets, as compiled code reads them."""
+        every = self.frontiers
+        shape = (len(every), max(len(frontier.assignment) for frontier in every))
+        latency_s, accuracy = np.full((2, *shape), np.nan)
+        assignment = np.zeros(shape, dtype=np.int64)
+        for b, frontier in enumerate(every):
+            own = slice(len(frontier.assignment))
+            assignment[b, own], latency_s[b, own], accuracy[b, own] = frontier
+        return FrontierTable(self._buckets, assignment, latency_s, accuracy)
 
     @cached_property
     def capacity_per_s(self) -> NDArray[np.float64]:
@@ -114,8 +143,9 @@ class Known:
         self, assignment: NDArray[np.int64], requests: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the predicted time of one pass, float64 [N], seconds; 0 for no requests."""
-        one_pass = self.tables.latency_s[assignment, self.bucket(requests)]
-        return np.where(requests > 0.0, one_pass, 0.0)
+        result = np.empty(len(requests))
+        _predict(self._buckets, self.tables.latency_s, assignment, requests, result)
+        return result
 
     def best_within(
         self, requests: NDArray[np.float64], budget_s: NDArray[np.float64]
@@ -128,14 +158,47 @@ class Known:
             requests: float64 [N], batch sizes.
             budget_s: float64 [N], seconds.
         """
-        bucket = self.bucket(requests)
-        result = np.empty(len(bucket), dtype=np.int64)
-        for b in np.unique(bucket):
-            own, frontier = bucket == b, self.frontiers[b]
-            fits = np.searchsorted(frontier.latency_s, budget_s[own], side="right")
-            last = len(frontier.assignment)
-            result[own] = frontier.assignment[np.clip(fits - 1, 0, last - 1)]
+        result = np.empty(len(requests), dtype=np.int64)
+        _fit(self.frontier_table, requests, budget_s, result)
         return result
+
+
+@njit(cache=True)
+def _bucket_of(buckets: NDArray[np.int64], requests: float) -> int:
+    """Return the bucket of a batch size; the largest if beyond it or NaN."""
+    b = 0
+    while b < len(buckets) - 1 and not requests <= buckets[b]:
+        b += 1
+    return b
+
+
+@njit(cache=True)
+def _predict(
+    buckets: NDArray[np.int64],
+    latency_s: NDArray[np.float64],
+    assignment: NDArray[np.int64],
+    requests: NDArray[np.float64],
+    result: NDArray[np.float64],
+) -> None:
+    for i in range(len(result)):
+        one_pass = latency_s[assignment[i], _bucket_of(buckets, requests[i])]
+        result[i] = one_pass if requests[i] > 0.0 else 0.0
+
+
+@njit(cache=True)
+def _fit(
+    table: FrontierTable,
+    requests: NDArray[np.float64],
+    budget_s: NDArray[np.float64],
+    result: NDArray[np.int64],
+) -> None:
+    """Write the last assignment of each batch's frontier that fits, or else the first."""
+    for i in range(len(result)):
+        b, k = _bucket_of(table.buckets, requests[i]), 0
+        latency_s = table.latency_s[b]
+        while k + 1 < len(latency_s) and latency_s[k + 1] <= budget_s[i]:
+            k += 1
+        result[i] = table.assignment[b, k]
 
 
 def known_of(config: StagedPrecisionConfig) -> Known:

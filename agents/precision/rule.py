@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,8 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
+    decides: ClassVar[bool] = True
+    """Whether it looks at what happens; see `agents.precision.api.decides`."""
 
     def forget(self, n: int) -> None:
         """Forget the past; N servers start."""
@@ -56,4 +59,10 @@ class Rule(ABC):
 
     def decide(self, snapshot: PrecisionSnapshot) -> PrecisionPlan:
         """Decide for one server; see `agents.deciders.Decider`."""
-        return PrecisionPlan.from_row(self.rows(snapshot.signals[None])[0])
+        return _plan_of(self.rows(snapshot.signals[None])[0].tobytes())
+
+
+@lru_cache(maxsize=4096)
+def _plan_of(row: bytes) -> PrecisionPlan:
+    """Return the plan of a row: rules pick among few, and to check one takes time."""
+    return PrecisionPlan.from_row(np.frombuffer(row))

@@ -34,8 +34,15 @@ class SideBySide:
     """Runs several rules at once, each on its own block of servers."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
-        """Keep the rules; each decides for an equal share of the servers, in order."""
-        self._rules = rules
+        """Keep the rules; each decides for an equal share of the servers, in order.
+
+        Raises:
+            ValueError: Rules that decide beside rules that do not.
+        """
+        kinds = {rule.decides for rule in rules}
+        if len(kinds) > 1:
+            raise ValueError("rules that always give the same plan are run apart from others")
+        self._rules, self.decides = rules, kinds == {True}
 
     def begin(self, servers: Worlds) -> None:
         """Let every rule forget the past.
@@ -74,11 +81,16 @@ def rule_accuracies(
     """
     n = len(episodes.keys)
     result = np.empty((len(rules), n))
-    for chunk in _chunks(len(rules), n):
-        own = [rules[i] for i in chunk]
-        scores = effective_accuracies(config, SideBySide(own), _repeated(episodes, len(own)))
-        result[chunk] = scores.reshape(len(own), n)
-        on_progress(chunk.stop)
+    done = 0
+    for kind in (True, False):
+        numbers = [i for i, rule in enumerate(rules) if rule.decides is kind]
+        for chunk in _chunks(len(numbers), n):
+            own = [numbers[i] for i in chunk]
+            agent = SideBySide([rules[i] for i in own])
+            scores = effective_accuracies(config, agent, _repeated(episodes, len(own)))
+            result[own] = scores.reshape(len(own), n)
+            done += len(own)
+            on_progress(done)
     return result
 
 

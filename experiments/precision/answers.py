@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.recipes import multiplications
-from runtime.precision.server import answers_of
+from runtime.precision.answers import answers_of
 from simulators.precision.perturbation import (
     PerturbationError,
     PerturbationModel,

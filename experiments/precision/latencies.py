@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.precision.banks import CALIBRATED_ON, TrainedBank, inputs
 from experiments.precision.data import Part
-from experiments.precision.overhead import serving_overhead_s
+from experiments.precision.overhead import Overhead, serving_overhead
 from experiments.precision.rivals import rival_calls
 from experiments.training import Report
 from runtime.precision.bank import Bank
@@ -28,7 +28,7 @@ from runtime.precision.measure import (
 )
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
-OVERHEAD = "serving overhead"
+OVERHEAD, DECISION = "serving overhead", "decision of a policy"
 _TIMED_PASSES = 15
 _RIVAL_SAMPLES = 1024
 LEAST_ROUNDS = 3
@@ -73,7 +73,7 @@ class BucketLatencies:
         rivals_accuracy: Their share of right answers on held-out samples.
         fit: The additive model.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
-        overhead_s: What serving a batch costs beyond the pass, seconds.
+        overhead: What serving a batch costs beyond the pass.
     """
 
     bucket: int
@@ -85,7 +85,7 @@ class BucketLatencies:
     rivals_accuracy: dict[str, float]
     fit: LatencyFit
     held_out: NDArray[np.float64]
-    overhead_s: float
+    overhead: Overhead
 
 
 def measure_bank(
@@ -134,7 +134,7 @@ def _measure_bucket(
         },
         fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
-        overhead_s=serving_overhead_s(trained, batch, rounds),
+        overhead=serving_overhead(trained, batch, rounds),
     )
 
 
@@ -178,7 +178,8 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
                     "predicted_s": predicted[k],
                 }
             )
-        for name, seconds in (at.rivals_s | {OVERHEAD: at.overhead_s}).items():
+        beyond = {OVERHEAD: at.overhead.serving_s, DECISION: at.overhead.decision_s}
+        for name, seconds in (at.rivals_s | beyond).items():
             rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
     return pd.DataFrame(rows)
 

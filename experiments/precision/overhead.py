@@ -4,31 +4,133 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.deciders import Constant
+from agents.precision.api import PrecisionAgent
 from experiments.precision.banks import StandInBank, TrainedBank
+from runtime.networks import Network
+from runtime.precision.actions import TableActions
 from runtime.precision.guard_tables import BankTables, PrecisionLimits
 from runtime.precision.guards import PrecisionGuards
+from runtime.precision.observation import PrecisionCodec, PrecisionScale
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.policy import PrecisionBundle, PrecisionBundlePolicy
 from runtime.precision.properties import PROPERTY_NAMES
 from runtime.precision.server import PrecisionServer
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
-from runtime.precision.snapshot import REPORT_INDEX, SignalLayout
+from runtime.precision.snapshot import REPORT_INDEX
 from runtime.precision.streams import RequestStream
 
 _BATCHES = 12
+_HIDDEN, _TABLES = 64, 64
+"""Units of both hidden layers and actions of the policy whose decisions are timed: those that
+agents are trained with by default."""
 
 
-def serving_overhead_s(trained: TrainedBank, batch: Tensor, rounds: int) -> float:
-    """Return how much longer a served batch takes than a pass through the bank, seconds.
+class Overhead(NamedTuple):
+    """What a batch costs beyond the pass, seconds, at least 0.
 
-    From one batch formed to the next one, under a constant plan: what an agent needs to decide is
-    not in it. Served and bare batches take turns, at every level; medians count.
+    Attributes:
+        serving_s: Under a plan that never changes.
+        decision_s: What a policy network takes beyond that.
+    """
+
+    serving_s: float
+    decision_s: float
+
+
+class ServedBatches:
+    """Serves batches of a bank, all of them the same one."""
+
+    def __init__(self, trained: TrainedBank, batch: Tensor) -> None:
+        """Describe the server.
+
+        Args:
+            trained: The bank.
+            batch: float32 [n, ...], n a prepared batch size.
+        """
+        bank, n = trained.bank, len(batch)
+        self.n_stages, self.n_levels = len(bank.stages), len(bank.levels)
+        self._bank, self._batch = StandInBank(bank), batch
+        self._names = bank.stages, tuple(level.name for level in bank.levels)
+        self._serving = Serving(deadline_s=1e6, max_batch=n, drop_expired=False)
+        count = self.n_levels**self.n_stages
+        accuracy, latency_s = np.ones(count), np.full((count, 1), math.ulp(0.0))
+        self._tables = BankTables(self.n_stages, self.n_levels, (n,), accuracy, latency_s)
+        ones = (1.0,) * len(PROPERTY_NAMES)
+        self._scale = PrecisionScale(
+            n_stages=self.n_stages,
+            n_levels=self.n_levels,
+            properties=PROPERTY_NAMES,
+            property_low=(0.0,) * len(ones),
+            property_high=ones,
+            deadline_s=self._serving.deadline_s,
+            rate_per_s=1.0,
+            max_batch=n,
+        )
+
+    def plan(self, level: int) -> PrecisionPlan:
+        """Return the plan of one level everywhere."""
+        return PrecisionPlan((level,) * self.n_stages)
+
+    def policy(self, plan: PrecisionPlan) -> PrecisionAgent:
+        """Return a policy network that chooses among tables that are all the same plan."""
+        actions = TableActions({str(k): plan for k in range(_TABLES)})
+        sizes = (PrecisionCodec(self._scale).size, _HIDDEN, _HIDDEN, _TABLES)
+        rng = np.random.default_rng(0)
+        layers = tuple(
+            (rng.normal(0.0, 0.1, (n, m)).astype(np.float32), np.zeros(n, np.float32))
+            for m, n in pairwise(sizes)
+        )
+        bundle = PrecisionBundle(
+            name="policy",
+            policy=Network(layers),
+            stages=self._names[0],
+            levels=self._names[1],
+            scale=self._scale,
+            actions=actions,
+            guards=PrecisionLimits(),
+            tables=self._tables,
+            safe=plan,
+            serving=self._serving,
+        )
+        return PrecisionBundlePolicy(bundle)
+
+    def served_s(self, agent: PrecisionAgent, safe: PrecisionPlan) -> np.ndarray:
+        """Return the time from each served batch to the next one, float64 [_BATCHES - 1]."""
+        n, layout = len(self._batch), self._scale.signals
+        places = torch.arange(n).repeat(_BATCHES)
+        stream = RequestStream(
+            np.zeros(n * _BATCHES),
+            lambda first, last: self._batch.index_select(0, places[first:last]),
+        )
+        guards = PrecisionGuards(PrecisionLimits(), self._tables, safe, layout)
+        with ShadowCheck(self._bank, self.n_stages, 0.0) as shadow:
+            server = PrecisionServer(self._bank, agent, guards, self._serving, shadow)
+            reports = server.serve(stream, layout).reports
+        return np.diff(reports[:, REPORT_INDEX["start_s"]])
+
+    def bare_s(self, plan: PrecisionPlan) -> np.ndarray:
+        """Return the time of passes one after the other, the first left out."""
+        at = []
+        for _ in range(_BATCHES):
+            self._bank.run(self._batch, plan.levels)
+            at.append(time.perf_counter())
+        return np.diff(at)
+
+
+def serving_overhead(trained: TrainedBank, batch: Tensor, rounds: int) -> Overhead:
+    """Return how much longer a served batch takes than a pass through the bank.
+
+    From one batch formed to the next one. Bare passes, batches under a constant plan and batches
+    under a policy that always comes to that plan take turns, at every level; medians count.
 
     Args:
         trained: The bank.
@@ -36,44 +138,18 @@ def serving_overhead_s(trained: TrainedBank, batch: Tensor, rounds: int) -> floa
         rounds: How often a row of batches is served at each level, at least 1.
 
     Returns:
-        The median over levels, at least 0.
+        Medians over levels.
     """
-    bank = StandInBank(trained.bank)
-    n_stages, n_levels = len(trained.bank.stages), len(trained.bank.levels)
-    plans = [PrecisionPlan((level,) * n_stages) for level in range(n_levels)]
-    served, bare = np.zeros((2, n_levels, rounds, _BATCHES - 1))
+    server = ServedBatches(trained, batch)
+    plans = [server.plan(level) for level in range(server.n_levels)]
+    deciders = [server.policy(plan) for plan in plans]
+    bare, constant, decided = np.zeros((3, server.n_levels, rounds, _BATCHES - 1))
     with torch.inference_mode():
         for r in range(rounds):
             for level, plan in enumerate(plans):
-                served[level, r] = _served_s(bank, plan, n_levels, batch)
-                bare[level, r] = _bare_s(bank, plan, batch)
-    beyond = np.median(served, axis=(1, 2)) - np.median(bare, axis=(1, 2))
-    return max(float(np.median(beyond)), 0.0)
-
-
-def _served_s(bank: StandInBank, plan: PrecisionPlan, n_levels: int, batch: Tensor) -> np.ndarray:
-    """Return the time from each served batch to the next one, float64 [_BATCHES - 1]."""
-    n, layout = len(batch), SignalLayout(len(plan.levels), PROPERTY_NAMES)
-    places = torch.arange(n).repeat(_BATCHES)
-    stream = RequestStream(
-        np.zeros(n * _BATCHES), lambda first, last: batch.index_select(0, places[first:last])
-    )
-    count = n_levels**layout.n_stages
-    tables = BankTables(
-        layout.n_stages, n_levels, (n,), np.ones(count), np.full((count, 1), math.ulp(0.0))
-    )
-    guards = PrecisionGuards(PrecisionLimits(), tables, plan, layout)
-    serving = Serving(deadline_s=1e6, max_batch=n, drop_expired=False)
-    with ShadowCheck(bank, layout.n_stages, 0.0) as shadow:
-        server = PrecisionServer(bank, Constant("", plan), guards, serving, shadow)
-        reports = server.serve(stream, layout).reports
-    return np.diff(reports[:, REPORT_INDEX["start_s"]])
-
-
-def _bare_s(bank: StandInBank, plan: PrecisionPlan, batch: Tensor) -> np.ndarray:
-    """Return the time of passes one after the other, the first left out."""
-    at = []
-    for _ in range(_BATCHES):
-        bank.run(batch, plan.levels)
-        at.append(time.perf_counter())
-    return np.diff(at)
+                bare[level, r] = server.bare_s(plan)
+                constant[level, r] = server.served_s(Constant("", plan), plan)
+                decided[level, r] = server.served_s(deciders[level], plan)
+    bare_s, constant_s, decided_s = np.median([bare, constant, decided], axis=(2, 3))
+    beyond = np.median([constant_s - bare_s, decided_s - constant_s], axis=1)
+    return Overhead(*np.maximum(beyond, 0.0).tolist())

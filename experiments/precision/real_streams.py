@@ -15,14 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.precision.api import Episodes, PrecisionAgent, Separately, Streams, run_streams
+from agents.precision.api import (
+    Episodes,
+    PrecisionAgent,
+    Separately,
+    Streams,
+    decides,
+    run_streams,
+)
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
 from experiments.precision.banks import StandInBank, TrainedBank
 from experiments.precision.data import Part
 from experiments.precision.profiling import shown
+from runtime.precision.answers import answers_of
 from runtime.precision.guards import PrecisionGuards
-from runtime.precision.server import PrecisionServer, answers_of
+from runtime.precision.server import PrecisionServer
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX, bucket_of
 from runtime.precision.streams import RequestStream, Served
@@ -289,4 +297,5 @@ def predict(world: StagedPrecisionConfig, agent: PrecisionAgent, episode: Episod
         agent: Decides; its past is forgotten before.
         episode: Which one.
     """
-    return run_streams(world, Separately(lambda k: agent), episode.alone())
+    alone = Separately(lambda k: agent, decides=decides(agent))
+    return run_streams(world, alone, episode.alone())

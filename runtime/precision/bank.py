@@ -51,6 +51,13 @@ class Observed(NamedTuple):
     clip_rates: NDArray[np.float32]
 
 
+class _Counts(NamedTuple):
+    """Of each stage's input: values at the ends of its range, and all values."""
+
+    clipped: list[int]
+    values: list[int]
+
+
 class Bank:
     """All variants of a network, and passes through them.
 
@@ -87,8 +94,10 @@ class Bank:
         )
         self._assignments = Assignments(self.stages, self.levels, self._refusals)
         self.builds = 0
-        self._calls = [self._row(k) for k in range(len(network.stages))]
+        stages = range(len(network.stages))
+        self._calls = [self._row(k) for k in stages]
         self._entries = [self._entry(level) for level in range(len(self.levels))]
+        self._ends = [[self._ends_of(k, p) for p in range(len(self.levels))] for k in stages]
         self._bucket_set = frozenset(self.buckets)
         self._shape = torch.Size(network.input_shape)
 
@@ -136,6 +145,17 @@ class Bank:
             return x if form is torch.float32 else convert(x, torch.float32, form)
 
         return enter
+
+    def _ends_of(self, stage: int, level: int) -> tuple[float, float]:
+        """Return the values at and beyond which a stage's input counts as clipped."""
+        variant = self._variants.get((stage, level))
+        form = None if variant is None else variant.native
+        if isinstance(form, Grid):
+            low = 0.0 if form.zero_point > 0 else -np.inf
+            return low, float(form.top) if form.zero_point < form.top else np.inf
+        grid = form.grid if isinstance(form, Rounded) else self.calibration.border_grid(stage)
+        low = grid.low + grid.scale / 2 if grid.zero_point > 0 else -np.inf
+        return low, grid.high - grid.scale / 2 if grid.zero_point < grid.top else np.inf
 
     # Passing
 
@@ -297,22 +317,29 @@ class Bank:
         """Run a batch and count clipped values on the way; see `run` and `clip_rates`."""
         levels = self._assignments.read(assignment)
         self._check_input(x)
-        outputs = []
         # Plain numbers: so few, array operations would cost more than counting does.
-        clipped, values = [0] * len(levels), [0] * len(levels)
-        whole = x.shape[0] in self._bucket_set
-        for part, rows in ((x.detach(), x.shape[0]),) if whole else self._padded(x.detach()):
-            for stage, (form, value) in enumerate(self._walk(part, levels)):
-                # Padding is no data; a slice of the first rows is dense memory.
-                own = value if rows == len(value) else value[:rows]
-                if stage == len(levels):
-                    outputs.append(own)
-                    break
-                clipped[stage] += self._clipped(stage, form, own)
-                values[stage] += own.numel()
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        rates = [some / every for some, every in zip(clipped, values, strict=True)]
+        counts = _Counts([0] * len(levels), [0] * len(levels))
+        if x.shape[0] in self._bucket_set:
+            output = self._counted_pass(x.detach(), x.shape[0], levels, counts)
+        else:
+            parts = self._padded(x.detach())
+            output = torch.cat([self._counted_pass(p, n, levels, counts) for p, n in parts])
+        rates = [some / every for some, every in zip(*counts, strict=True)]
         return Observed(output, np.array(rates, dtype=np.float32))
+
+    def _counted_pass(self, x: Tensor, rows: int, levels: Assignment, counts: _Counts) -> Tensor:
+        """Return the result of a pass for its first rows, the others padding; add to the counts."""
+        x = self._entries[levels[0]](x)  # type: ignore[misc]
+        for stage, level in enumerate(levels):
+            # Padding is no data; a slice of the first rows is dense memory.
+            own = x if rows == x.shape[0] else x[:rows]
+            low, high = self._ends[stage][level]
+            counts.clipped[stage] += quantise.count_outside(own, low, high)
+            counts.values[stage] += own.numel()
+            del own  # memory that is free again at once is still in the cache
+            following = levels[stage + 1] if stage + 1 < len(levels) else 0
+            x = self._calls[stage][level][following](x)  # type: ignore[index, misc]
+        return x[:rows]
 
     def clip_rates(self, x: Tensor, assignment: Sequence[int] | int) -> NDArray[np.float32]:
         """Return for each stage the share of its input's values at or past the calibrated range.
@@ -328,16 +355,6 @@ class Bank:
             float32 [stages], 0 to 1.
         """
         return self.observe(x, assignment).clip_rates
-
-    def _clipped(self, stage: int, form: Format, value: Tensor) -> int:
-        if isinstance(form, Grid):
-            low = 0.0 if form.zero_point > 0 else -np.inf
-            high = float(form.top) if form.zero_point < form.top else np.inf
-        else:
-            grid = form.grid if isinstance(form, Rounded) else self.calibration.border_grid(stage)
-            low = grid.low + grid.scale / 2 if grid.zero_point > 0 else -np.inf
-            high = grid.high - grid.scale / 2 if grid.zero_point < grid.top else np.inf
-        return quantise.count_outside(value, low, high)
 
     def warm_up(self, buckets: Sequence[int] | None = None) -> None:
         """Run every variant once per batch size, so that oneDNN has its kernels ready.

@@ -71,6 +71,10 @@ class PrecisionGuards:
         self._check_safe()
         self._has_target = math.isfinite(limits.latency_target_s)
         self._free = not self._has_target and bool(self.tables.accurate.all())
+        dwells = limits.dwell_s > 0.0 or limits.dwell_requests > 0
+        self._dwells, self._only_bounds = dwells, self._free and not dwells
+        bounds = zip(self.tables.low.tolist(), self.tables.high.tolist(), strict=True)
+        self._bounds = tuple(bounds) * 2
         self._buckets = np.array(bank.buckets)
         self._batch, self._served = layout.index["batch"], layout.index["requests_served"]
         self._current = np.zeros((n, 2 * s + 1))
@@ -96,6 +100,11 @@ class PrecisionGuards:
                 f"the safe plan has accuracy {self.bank.accuracy[index]:.4f}, below the floor "
                 f"{self.limits.accuracy_floor}"
             )
+
+    def _is_inside(self, plan: PrecisionPlan) -> bool:
+        """Return whether a plan is within all levels' bounds."""
+        inside = zip(plan.levels + plan.escalate_levels, self._bounds, strict=True)
+        return all(low <= level <= high for level, (low, high) in inside)
 
     def reset(self, which: NDArray[np.int64] | slice = slice(None)) -> None:
         """Forget the past of some servers; the safe plan is in force."""
@@ -135,7 +144,7 @@ class PrecisionGuards:
         if not self._free:
             bucket = self._bucket_of(signals)
             self._hold_floors(rows, bucket, causes, trusted)
-        if self.limits.dwell_s > 0.0 or self.limits.dwell_requests > 0:
+        if self._dwells:
             self._dwell(rows, signals, bucket, causes, trusted)
         if self._has_target and bucket is not None:
             self._drop_second_pass(rows, bucket, causes, trusted)
@@ -301,6 +310,8 @@ class PrecisionGuards:
         self, proposed: PrecisionPlan, snapshot: PrecisionSnapshot
     ) -> tuple[PrecisionPlan, tuple[str, ...]]:
         """Return the plan to apply for one server and the names of the causes (needs N = 1)."""
+        if self._only_bounds and self._is_inside(proposed) and np.isfinite(snapshot.signals).all():
+            return proposed, ()  # what the lines below would say, many times faster
         rows, causes = self.apply_rows(proposed.to_row()[None], snapshot.signals[None])
         if causes[0] == 0:
             return proposed, ()

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.encoding import Encoder, Entry, RateWindows
+from runtime.encoding import Encoder, Entry
+from runtime.precision.encoding_loops import ACCUMULATED, Past, Scaling, encode
 from runtime.precision.plan import plan_columns
 from runtime.precision.snapshot import LOW_MARGIN, SignalLayout
 
@@ -176,21 +177,26 @@ class PrecisionCodec:
         """
         self.scale = scale
         self.layout = _entries(scale)
-        self._encoder = Encoder(self.layout)
+        encoder = Encoder(self.layout)
         signals = scale.signals
         copied = [entry.name for entry in self.layout[: -len(_DERIVED)]]
-        self._source = np.array([signals.index[name] for name in copied])
-        self._hidden = np.array(
-            [k for k, entry in enumerate(self.layout) if _is_hidden(entry.name, scale.hidden)],
-            dtype=np.int64,
+        hidden = [_is_hidden(entry.name, scale.hidden) for entry in self.layout]
+        windows_s = (*RATE_WINDOWS_S, *(_SHARE_WINDOW_S,) * 3)
+        self._scaling = Scaling(
+            source=np.array([signals.index[name] for name in copied]),
+            window_s=np.array(windows_s),
+            low=encoder.low,
+            multiplier=encoder.multiplier,
+            gain=encoder.gain,
+            is_log=encoder.is_log,
+            shown=~np.array(hidden),
         )
-        # Three arrival rates, then time spent serving, requests missed, requests resolved.
-        self._windows = RateWindows((*RATE_WINDOWS_S, *(_SHARE_WINDOW_S,) * 3), n)
-        self._known = np.zeros((n, signals.size))
-        self._previous = np.zeros((n, 6))  # time, requests in, served, late, dropped; busy time
-        self._raw = np.zeros((n, len(self.layout)))
-        self._copied = self._raw[:, : len(copied)]
-        self._derived = self._raw[:, len(copied) :]
+        self._past = Past(
+            known=np.zeros((n, signals.size)),
+            previous=np.zeros((n, ACCUMULATED)),
+            sums=np.zeros((n, len(windows_s))),
+            weights=np.zeros((n, len(windows_s))),
+        )
 
     @property
     def size(self) -> int:
@@ -199,9 +205,8 @@ class PrecisionCodec:
 
     def reset(self, which: NDArray[np.int64] | slice = slice(None)) -> None:
         """Forget the past of some servers."""
-        self._windows.reset(which)
-        self._known[which] = 0.0
-        self._previous[which] = 0.0
+        for table in self._past:
+            table[which] = 0.0
 
     def encode(self, signals: NDArray[np.float64]) -> NDArray[np.float32]:
         """Turn snapshots into observations, remembering what the next call needs.
@@ -214,24 +219,6 @@ class PrecisionCodec:
         Returns:
             float32 [N, size], every number in [0, 1]; columns are `layout`.
         """
-        np.copyto(self._known, signals, where=np.isfinite(signals))
-        known, derived = self._known, self._derived
-        known.take(self._source, axis=1, out=self._copied, mode="clip")
-        passed = known[:, :6] - self._previous
-        self._previous[:] = known[:, :6]
-        elapsed_s = np.maximum(passed[:, :1], 0.0)
-        served, late, dropped = passed[:, 2], passed[:, 3], passed[:, 4]
-        amounts = np.empty((len(known), 6))
-        amounts[:, :3] = passed[:, 1:2]
-        amounts[:, 3] = passed[:, 5]
-        amounts[:, 4] = late + dropped
-        amounts[:, 5] = served + dropped
-        rates = self._windows.update(elapsed_s, amounts / np.maximum(elapsed_s, 1e-9))
-        derived[:, :3] = rates[:, :3]
-        derived[:, 3] = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
-        derived[:, 4] = rates[:, 3]
-        derived[:, 5] = rates[:, 4] / np.maximum(rates[:, 5], 1e-9)
-        observation = self._encoder.encode(self._raw)
-        if len(self._hidden):
-            observation[:, self._hidden] = 0.0
+        observation = np.empty((len(signals), self.size), dtype=np.float32)
+        encode(signals, self._past, self._scaling, observation)
         return observation

@@ -1,4 +1,4 @@
-"""Policy bundles of staged precision: an exported agent as data only, decided by numpy alone.
+"""Policy bundles of staged precision: an exported agent as data only, decided without torch.
 
 The files are those of `runtime.bundle_files`. `policy.json` holds the names of stages and levels,
 observation scale and layout, actions, guard limits, safe plan, serving rules and provenance;
@@ -219,6 +219,11 @@ class PrecisionBundlePolicy:
     def name(self) -> str:
         """What the agent is called in tables."""
         return self.bundle.name
+
+    @property
+    def decides(self) -> bool:
+        """Whether it looks at what happens, and so takes time."""
+        return not isinstance(self.bundle.policy, PrecisionPlan)
 
     def reset(self) -> None:
         """Forget the past."""

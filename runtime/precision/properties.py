@@ -41,6 +41,8 @@ _NEAR: Final = np.float32(0.5 - 0.5 / 255.0)  # from the middle to half a grey l
 _TINY: Final = np.float32(1e-3)
 _PEAK: Final = np.float32(0.99)
 _TALL: Final = 32
+_COLOURS: Final = 3
+_NO_SIGN: Final = np.uint32(0x7FFFFFFF)
 # Mean absolute value of a standard normal is sqrt(2 / pi); the response to the mask has 6 times the
 # noise's deviation, that to [1 -2 1] alone sqrt(6) times.
 _IMAGE_NOISE: Final = np.float32(math.sqrt(math.pi / 2.0) / 6.0)
@@ -70,43 +72,81 @@ def input_properties(x: Floats) -> Floats:
             "[n, c, t], at least 3 long in every direction"
         )
     out = np.empty((len(x), len(PROPERTY_NAMES)), np.float32)
-    if x.ndim == 4:
-        _images(x, 2 if x.shape[2] > _TALL else 1, out)
-    else:
+    if x.ndim == 3:
         _waves(x, out)
+        return out
+    step = 2 if x.shape[2] > _TALL else 1
+    last = x.transpose(0, 2, 3, 1)
+    if last.flags.c_contiguous and not x.flags.c_contiguous:  # as banks and streams keep images
+        rows = last.reshape(*last.shape[:2], -1)
+        _images_last(rows, x.shape[1], step, out)
+    else:
+        _images_first(x, step, out)
     return out
 
 
 @_compiled
-def _images(x: Floats, step: int, out: Floats) -> None:
+def _images_first(x: Floats, step: int, out: Floats) -> None:
+    """Measure images [n, c, h, w]."""
     n, channels, height, width = x.shape
-    grey = np.empty((height, width), np.float32)
-    pixels, scale = np.float32(height * width), np.float32(1.0 / channels)
+    grey, scale = np.empty((height, width), np.float32), np.float32(1.0 / channels)
     for i in range(n):
-        total, square, extreme = _ZERO, _ZERO, _ZERO
         for r in range(height):
-            row = grey[r]
             # One contiguous row after the other: slices across channels would not vectorise.
-            _scale_into(row, x[i, 0, r], scale)
+            _scale_into(grey[r], x[i, 0, r], scale)
             for k in range(1, channels):
-                _add_into(row, x[i, k, r], scale)
-            for q in range(width):
-                total += row[q]
-                square += row[q] * row[q]
-                extreme += _ONE if abs(row[q] - _HALF) >= _NEAR else _ZERO
-        gradient, noise, rows = _ZERO, _ZERO, 0
-        for r in range(0, height - 2, step):
-            gradient += _gradient(grey[r], grey[r + 1])
-            noise += _mask(grey[r], grey[r + 1], grey[r + 2])
-            rows += 1
-        mean = total / pixels
-        # With values of about 1, the rounding of this difference is far below a grey level.
-        deviation = math.sqrt(max(square / pixels - mean * mean, _ZERO))
-        out[i, 0] = mean
-        out[i, 1] = deviation
-        out[i, 2] = _IMAGE_NOISE * noise / np.float32(rows * (width - 2))
-        out[i, 3] = math.sqrt(gradient / np.float32(rows * (width - 1))) / (deviation + _TINY)
-        out[i, 4] = extreme / pixels
+                _add_into(grey[r], x[i, k, r], scale)
+        _image(grey, step, out[i])
+
+
+@_compiled
+def _images_last(x: Floats, channels: int, step: int, out: Floats) -> None:
+    """Measure images whose channels come last, rows flat: [n, h, w * c]."""
+    n, height, length = x.shape
+    grey, scale = np.empty((height, length // channels), np.float32), np.float32(1.0 / channels)
+    for i in range(n):
+        for r in range(height):
+            _mean_into(grey[r], x[i, r], channels, scale)
+        _image(grey, step, out[i])
+
+
+@_compiled
+def _mean_into(row: Floats, source: Floats, channels: int, scale: np.float32) -> None:
+    if channels == _COLOURS:  # a stride that the compiler knows runs in vector registers
+        for q in range(len(row)):
+            row[q] = (source[3 * q] + source[3 * q + 1] + source[3 * q + 2]) * scale
+        return
+    for q in range(len(row)):
+        total = _ZERO
+        for k in range(channels):
+            total += source[q * channels + k]
+        row[q] = total * scale
+
+
+@_compiled
+def _image(grey: Floats, step: int, out: Floats) -> None:
+    height, width = grey.shape
+    pixels = np.float32(height * width)
+    total, square, extreme = _ZERO, _ZERO, _ZERO
+    for r in range(height):
+        row = grey[r]
+        for q in range(width):
+            total += row[q]
+            square += row[q] * row[q]
+            extreme += _ONE if abs(row[q] - _HALF) >= _NEAR else _ZERO
+    gradient, noise, rows = _ZERO, _ZERO, 0
+    for r in range(0, height - 2, step):
+        gradient += _gradient(grey[r], grey[r + 1])
+        noise += _mask(grey[r], grey[r + 1], grey[r + 2])
+        rows += 1
+    mean = total / pixels
+    # With values of about 1, the rounding of this difference is far below a grey level.
+    deviation = math.sqrt(max(square / pixels - mean * mean, _ZERO))
+    out[0] = mean
+    out[1] = deviation
+    out[2] = _IMAGE_NOISE * noise / np.float32(rows * (width - 2))
+    out[3] = math.sqrt(gradient / np.float32(rows * (width - 1))) / (deviation + _TINY)
+    out[4] = extreme / pixels
 
 
 @_compiled
@@ -151,24 +191,43 @@ def _waves(x: Floats, out: Floats) -> None:
         _scale_into(wave, x[i, 0], scale)
         for k in range(1, channels):
             _add_into(wave, x[i, k], scale)
-        total, size, square, peak = _ZERO, _ZERO, _ZERO, _TINY
+        total, size, square = _ZERO, _ZERO, _ZERO
         for t in range(samples):
             value = wave[t]
             total += value
             size += abs(value)
             square += value * value
-            peak = max(peak, abs(value))
-        step, bend, extreme = _ZERO, _ZERO, _ZERO
+        step, bend = _ZERO, _ZERO
         for t in range(samples - 2):
             difference = wave[t + 1] - wave[t]
             step += difference * difference
             bend += abs(wave[t] - _TWO * wave[t + 1] + wave[t + 2])
-        for t in range(samples):
-            extreme += _ONE if abs(wave[t]) >= _PEAK * peak else _ZERO
         mean = total / count
         deviation = math.sqrt(max(square / count - mean * mean, _ZERO))
         out[i, 0] = size / count
         out[i, 1] = deviation
         out[i, 2] = _WAVE_NOISE * bend / np.float32(samples - 2)
         out[i, 3] = math.sqrt(step / np.float32(samples - 2)) / (deviation + _TINY)
-        out[i, 4] = extreme / count
+        out[i, 4] = np.float32(_extremes(wave)) / count
+
+
+@_compiled
+def _extremes(wave: Floats) -> int:
+    """Count the samples beyond 99 % of the peak.
+
+    Sizes are compared as integers, whose order is that of the floats: maxima of floats do not run
+    in vector registers, since NaN has no order. Here it is beyond everything.
+    """
+    bits = wave.view(np.uint32)
+    peak = np.uint32(0)
+    for t in range(len(bits)):
+        peak = max(peak, bits[t] & _NO_SIGN)
+    wave_peak = np.empty(1, np.uint32)
+    wave_peak[0] = peak
+    limit = np.empty(1, np.float32)
+    limit[0] = _PEAK * max(wave_peak.view(np.float32)[0], _TINY)
+    least = limit.view(np.uint32)[0]
+    extreme = np.uint32(0)
+    for t in range(len(bits)):
+        extreme += np.uint32((bits[t] & _NO_SIGN) >= least)
+    return int(extreme)

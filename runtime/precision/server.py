@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.precision.answers import Outcome, answers_of, not_finite, tally
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.properties import input_properties
 from runtime.precision.serving import Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import (
-    LOW_MARGIN,
     REPORT_COLUMNS,
     REPORT_INDEX,
     PrecisionSnapshot,
@@ -64,30 +65,6 @@ def batch_properties(x: Tensor) -> NDArray[np.float64]:
     """Return the input properties of a batch float32 [n, ...], means over it, float64 [F]."""
     mean: NDArray[np.float64] = input_properties(x.numpy()).mean(axis=0, dtype=np.float64)
     return mean
-
-
-def answers_of(output: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the most likely class of each sample and by how much it leads.
-
-    Args:
-        output: float32 [n, classes], logits.
-
-    Returns:
-        Classes int64 [n], and the difference of the two largest softmax probabilities, float64 [n].
-    """
-    likely, classes = torch.softmax(output, dim=1).topk(2, dim=1)
-    margin = (likely[:, 0] - likely[:, 1]).numpy().astype(np.float64)
-    return classes[:, 0].numpy().copy(), margin
-
-
-def not_finite(x: Tensor) -> NDArray[np.bool_]:
-    """Return which samples of a batch hold infinities or NaN, bool [n].
-
-    Integer kernels would clip an infinity, and answer as if nothing was wrong.
-    """
-    sums = x.sum(dim=tuple(range(1, x.dim())))  # not finite if one summand is not
-    result: NDArray[np.bool_] = ~torch.isfinite(sums).numpy()
-    return result
 
 
 class PrecisionServer:
@@ -154,7 +131,7 @@ class _Run:
         self._parts, self._stream, self._layout = server, stream, layout
         self._answer_within_s = answer_within_s
         self._plan = server._guards.safe
-        self._row = self._plan.to_row()
+        self._taken, self._row = self._plan, self._plan.to_row()
         self._first, self._size, self._head = 0, 0, 0
         self._served = self._late = self._dropped = 0
         self._unreported = 0  # dropped, and no report says so yet
@@ -268,8 +245,9 @@ class _Run:
                 self._slow, self._paused = 0, PAUSE_BATCHES
         else:
             self._slow = 0
-        if not isinstance(answer, PrecisionPlan):
-            _logger.error("the agent answered %r; expected a PrecisionPlan", answer)
+        stages = self._layout.n_stages
+        if not isinstance(answer, PrecisionPlan) or len(answer.levels) != stages:
+            _logger.error("the agent answered %r; expected a plan of %d stages", answer, stages)
             return None, (NOT_A_PLAN,)
         return answer, ()
 
@@ -281,9 +259,9 @@ class _Run:
         self._write_signals(x)
         plan, proposed, causes = self._decide()
         self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
-        before, row = self._plan, plan.to_row()
-        if not np.array_equal(row, self._row):
-            self._plan, self._row = replace(plan, version=before.version + 1), row
+        before = self._plan
+        if plan is not self._taken:  # most agents give the same object again and again
+            self._take(plan)
         self._causes.update(causes)
         if plan.levels != before.levels:
             asked = None if proposed is None else proposed.levels
@@ -292,27 +270,32 @@ class _Run:
                     self._dispatch_s, len(self._reports), before.levels, plan.levels, asked, causes
                 )
             )
-        answers, margins, again = self._run(x, plan)
+        outcome = self._run(x, plan)
         end_s = self._now_s()
-        self._offer_checks(x, answers, plan)
-        self._report(before.levels, answers, margins, again, end_s)
+        self._offer_checks(x, outcome.answers, plan)
+        self._report(before.levels, outcome, end_s)
 
-    def _run(
-        self, x: Tensor, plan: PrecisionPlan
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    def _take(self, plan: PrecisionPlan) -> None:
+        """Put a plan in force; one with the same row is no new version."""
+        self._taken, row = plan, plan.to_row()
+        if not np.array_equal(row, self._row):
+            self._plan, self._row = replace(plan, version=self._plan.version + 1), row
+
+    def _run(self, x: Tensor, plan: PrecisionPlan) -> Outcome:
         """Return answers, margins of the first pass, and which samples were run again."""
         observed = self._parts._bank.observe(x, plan.levels)
         self._clip = observed.clip_rates.astype(np.float64)
         answers, margins = answers_of(observed.output)
         broken = not_finite(x)
-        answers[broken], margins[broken] = NO_ANSWER, 1.0  # sure of it: not run again
+        if broken.any():
+            answers[broken], margins[broken] = NO_ANSWER, 1.0  # sure of it: not run again
         again = np.zeros(len(answers), dtype=bool)
         if plan.escalate_below > 0.0 and plan.escalate_levels != plan.levels:
             again = margins < plan.escalate_below
             if again.any():
                 output = self._parts._bank.run(x[torch.from_numpy(again)], plan.escalate_levels)
                 answers[again] = answers_of(output)[0]
-        return answers, margins, again
+        return Outcome(answers, margins, again)
 
     def _offer_checks(self, x: Tensor, answers: NDArray[np.int64], plan: PrecisionPlan) -> None:
         """Offer the requests that have an answer to shadow checks; log those that have none."""
@@ -323,52 +306,40 @@ class _Run:
             x, answers = x[torch.from_numpy(given)], answers[given]
         self._parts._shadow.offer(x, answers, plan.levels)
 
-    def _report(
-        self,
-        before: tuple[int, ...],
-        answers: NDArray[np.int64],
-        margins: NDArray[np.float64],
-        again: NDArray[np.bool_],
-        end_s: float,
-    ) -> None:
+    def _report(self, before: tuple[int, ...], outcome: Outcome, end_s: float) -> None:
         n, batch = self._size, slice(self._first, self._first + self._size)
-        arrival_s = self._stream.arrival_s[batch]
-        latency_s = end_s - arrival_s
-        self._answers[batch], self._latency_s[batch] = answers, latency_s
-        late = latency_s > self._parts._serving.deadline_s
-        right, in_time = math.nan, math.nan
-        if self._stream.truth is not None:
-            correct = answers == self._stream.truth[batch]
-            right, in_time = float(correct.sum()), float((correct & ~late).sum())
-        condition = -1 if self._stream.condition is None else self._stream.condition[self._first]
-        switched = sum(a != b for a, b in zip(before, self._plan.levels, strict=True))
+        stream, deadline_s = self._stream, self._parts._serving.deadline_s
+        arrival_s = stream.arrival_s[batch]
+        truth = None if stream.truth is None else stream.truth[batch]
+        figures = tally(outcome, arrival_s, truth, end_s, deadline_s)
+        self._answers[batch] = outcome.answers
+        self._latency_s[batch] = end_s - arrival_s
         values = {
             "batch": len(self._reports),
             "plan_version": self._plan.version,
             "requests": n,
             "first_request": self._first,
             "first_arrival_s": arrival_s[0],
-            "mean_arrival_s": arrival_s.mean(),
+            "mean_arrival_s": figures.arrival_s,
             "last_arrival_s": arrival_s[-1],
             "start_s": self._dispatch_s,
             "end_s": end_s,
-            "escalated": again.sum(),
-            "late": late.sum(),
+            "escalated": figures.escalated,
+            "late": figures.late,
             "dropped": 0,
-            "switched": switched,
-            "correct": right,
-            "correct_in_time": in_time,
-            "condition": condition,
+            "switched": sum(map(operator.ne, before, self._plan.levels)),
+            "correct": figures.correct,
+            "correct_in_time": figures.in_time,
+            "condition": -1 if stream.condition is None else stream.condition[self._first],
         }
-        self._reports.append(np.array([float(values[name]) for name in REPORT_COLUMNS]))
+        self._reports.append(np.array([values[name] for name in REPORT_COLUMNS], np.float64))
         self._rows.append(self._row)
-        service_s = end_s - self._dispatch_s
-        low_share, again_share = float((margins < LOW_MARGIN).mean()), float(again.mean())
-        self._last = (service_s, float(n), float(margins.mean()), low_share, again_share)
+        service_s, again = end_s - self._dispatch_s, figures.escalated / n
+        self._last = (service_s, float(n), figures.margin, figures.low_margin, again)
         self._busy_s += service_s
         self._head += n
         self._served += n
-        self._late += int(late.sum())
+        self._late += figures.late
 
     def result(self) -> Served:
         """Return what became of the stream."""

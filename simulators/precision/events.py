@@ -73,7 +73,8 @@ def serve(switched: int, m: Model, s: State) -> None:
         again = assignment_of(n_stages + 1, m, s)
         if again != assignment:
             escalated = mark_escalated(assignment, m, s)
-    service_s = pass_s(assignment, server.batch, 0, m, s)
+    service_s = m.decision_s[unsigned(m.bucket_of[unsigned(server.batch)])]
+    service_s += pass_s(assignment, server.batch, 0, m, s)
     if escalated > 0:
         service_s += pass_s(again, escalated, 1, m, s)
     else:

@@ -22,6 +22,7 @@ class Model(NamedTuple):
 
     Attributes:
         base_s: float64 [A, B], mean service time of one pass.
+        decision_s: float64 [B], time in which an agent decides for a batch.
         residual: float64 [B, cells], equally likely factors of it.
         bucket_of: int64 [max_batch + 1], bucket of each batch size.
         outcome: uint16 [C, A, n]: margin, then a bit for a correct answer (`CORRECT_BIT`) and one
@@ -41,6 +42,7 @@ class Model(NamedTuple):
     """
 
     base_s: NDArray[np.float64]
+    decision_s: NDArray[np.float64]
     residual: NDArray[np.float64]
     bucket_of: NDArray[np.int64]
     outcome: NDArray[np.uint16]
@@ -74,6 +76,7 @@ def build_model(profile: PrecisionProfile, serving: Serving) -> Model:
     agrees = (profile.label == profile.label[:, :1]).astype(np.uint16) << AGREES_BIT
     return Model(
         base_s=profile.latency_table_s(),
+        decision_s=profile.decision_s,
         residual=profile.residual_table(),
         bucket_of=np.array([bucket_of(size, profile.buckets) for size in sizes]),
         outcome=profile.margin.astype(np.uint16) | correct | agrees,

@@ -4,9 +4,9 @@ Serving a batch in bucket b with levels l takes
 
     (fixed_s[b] + sum over k of latency_s[b, k, l_k] + sum over k of transition_s[b, k, l_k, l_k+1])
 
-times a lognormal residual with mean 1. The parts are profiled inside the running chain: sums of
-isolated timings miss. Answers are exact: the label and the output margin of every sample under
-every assignment and every condition are stored.
+times a lognormal residual with mean 1, and decision_s[b] where an agent decides for it. The parts
+are profiled inside the running chain: sums of isolated timings miss. Answers are exact: the label
+and the output margin of every sample under every assignment and every condition are stored.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class PrecisionProfile:
         conditions: Names of the input conditions; the first one is clean.
         property_names: Names of the input properties.
         fixed_s: float64 [B], cost per batch, seconds >= 0.
+        decision_s: float64 [B], what an agent takes that decides for every batch, beyond one that
+            always gives the same plan, seconds >= 0: a policy network, and about what rules take.
         latency_s: float64 [B, S, P], in situ, seconds >= 0.
         transition_s: float64 [B, S-1, P, P], from the level of stage k to that of stage k+1,
             seconds; a negative one means that a pair of levels saves work at its border.
@@ -72,6 +74,7 @@ class PrecisionProfile:
     conditions: tuple[str, ...]
     property_names: tuple[str, ...]
     fixed_s: NDArray[np.float64]
+    decision_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     transition_s: NDArray[np.float64]
     sigma: NDArray[np.float64]
@@ -182,6 +185,10 @@ class PrecisionProfile:
         table = np.exp(self.sigma[:, None] * normal)
         return np.asarray(table / table.mean(axis=1, keepdims=True))
 
+    def without_decisions(self) -> PrecisionProfile:
+        """Return the profile under which deciding takes no time: for plans that never change."""
+        return replace(self, decision_s=np.zeros_like(self.decision_s))
+
     def take(self, samples: NDArray[np.int64]) -> PrecisionProfile:
         """Return the profile of some samples only: to hold the others out."""
         return replace(
@@ -217,6 +224,7 @@ def array_types(profile: PrecisionProfile) -> dict[str, tuple[type[np.generic], 
     a = profile.n_assignments
     return {
         "fixed_s": (np.float64, (b,)),
+        "decision_s": (np.float64, (b,)),
         "latency_s": (np.float64, (b, s, p)),
         "transition_s": (np.float64, (b, s - 1, p, p)),
         "sigma": (np.float64, (b,)),
@@ -267,7 +275,7 @@ def _check_shapes(profile: PrecisionProfile) -> None:
 
 
 def _check_values(profile: PrecisionProfile) -> None:
-    for field in ("fixed_s", "latency_s", "sigma", "clip_rate", "bytes"):
+    for field in ("fixed_s", "decision_s", "latency_s", "sigma", "clip_rate", "bytes"):
         array = getattr(profile, field)
         if not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(f"{field} holds {_worst(array)}; expected finite numbers >= 0")

@@ -164,7 +164,8 @@ class ReferenceServer:
         threshold = plan.escalate_below * MARGIN_STEPS
         margins = [self.margin(request, plan.levels) for request in batch]
         again = [plan.escalate_levels != plan.levels and margin < threshold for margin in margins]
-        service_s = self._pass_s(plan.levels, n, 0)
+        service_s = float(self.profile.decision_s[bucket_of(n, self.profile.buckets)])
+        service_s += self._pass_s(plan.levels, n, 0)
         if any(again):
             service_s += self._pass_s(plan.escalate_levels, sum(again), 1)
         start_s = self.now_s

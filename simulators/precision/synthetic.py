@@ -34,6 +34,7 @@ class SyntheticParameters:
         speed: Speed of each level relative to the first one.
         border_s: Time per request to convert between two different levels, seconds.
         fixed_s: Time per batch, seconds.
+        decision_s: Time in which an agent decides for a batch, seconds.
         sigma: Standard deviation of the logarithm of the residual.
         level_noise: Noise that each level adds to the score of a sample on clean inputs.
         sensitivity: How much of a level's noise each stage passes on.
@@ -52,6 +53,7 @@ class SyntheticParameters:
     speed: tuple[float, ...] = (1.0, 3.0, 5.5, 11.0)
     border_s: float = 0.03e-3
     fixed_s: float = 0.5e-3
+    decision_s: float = 0.0
     sigma: float = 0.05
     level_noise: tuple[float, ...] = (0.0, 0.03, 0.12, 0.55)
     sensitivity: tuple[float, ...] = (1.4, 0.8, 0.8, 1.2)
@@ -82,6 +84,7 @@ def synthetic_profile(parameters: SyntheticParameters | None = None) -> Precisio
         conditions=("clean", *(f"noise-{severity:g}" for severity in p.severities)),
         property_names=_PROPERTIES,
         fixed_s=fixed_s,
+        decision_s=np.full(len(p.buckets), p.decision_s),
         latency_s=latency_s,
         transition_s=transition_s,
         sigma=np.full(len(p.buckets), p.sigma),

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from experiments.precision.banks import TrainedBank, open_bank
 from experiments.precision.calibration import CalibrationNode
 from experiments.precision.latencies import BucketLatencies
+from experiments.precision.overhead import Overhead
 from experiments.precision.profiling import build_profile
 from experiments.schema import read_node
 from experiments.training import silent
@@ -45,7 +46,7 @@ def _declared(trained: TrainedBank, bucket: int) -> BucketLatencies:
         rivals_accuracy={},
         fit=fit,
         held_out=nothing,
-        overhead_s=1e-4,
+        overhead=Overhead(1e-4, 2e-5),
     )
 
 

@@ -31,7 +31,7 @@ from experiments.precision.calibration import (
     TRIALS,
     CalibrationNode,
 )
-from experiments.precision.latencies import OVERHEAD
+from experiments.precision.latencies import DECISION, OVERHEAD
 from experiments.record import RunFolder
 from experiments.schema import read_node
 from simulators.precision.profile import PrecisionProfile
@@ -133,6 +133,8 @@ def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
         predicted = profile.predict_latency_s(assignment, 4) - profile.fixed_s[0]
         assert predicted == pytest.approx(latencies.loc[said, "predicted_s"], rel=0.05)
     assert profile.fixed_s == pytest.approx([latencies.loc[OVERHEAD, "steady_s"]])
+    assert profile.decision_s == pytest.approx([latencies.loc[DECISION, "steady_s"]])
+    assert profile.decision_s[0] < 0.5 * profile.fixed_s[0]  # some tens of microseconds
     np.testing.assert_array_equal(profile.latency_s, held_out.latency_s)
     assert (profile.truth != held_out.truth).any()
     # noise is seen in the property that estimates it, and costs accuracy

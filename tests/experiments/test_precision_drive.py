@@ -43,7 +43,7 @@ from experiments.precision.worlds import build_world
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
 from experiments.turns import REPORTS, ROWS
 from experiments.workloads import Part
-from runtime.precision.server import answers_of
+from runtime.precision.answers import answers_of
 from runtime.precision.snapshot import REPORT_COLUMNS, REPORT_INDEX
 from runtime.precision.streams import Served
 from simulators.precision.profile import PrecisionProfile

@@ -39,6 +39,11 @@ class SlackCascade(Rule):
     below: float
     factor: float
 
+    def __post_init__(self) -> None:
+        """Look up the two uniform assignments."""
+        tables = [self.known.uniform(level) for level in (self.high, self.low)]
+        self._high, self._low = self.known.assignments(np.array(tables, dtype=np.float64))
+
     def forget(self, n: int) -> None:
         """Start with half of the requests expected to be run again; see `Rule`."""
         self.share = np.full(n, 0.5)
@@ -50,8 +55,7 @@ class SlackCascade(Rule):
         known, n = self.known, len(signals)
         size = signals[:, known.column("batch")]
         budget_s = self.factor * signals[:, known.column("head_slack_s")]
-        high = np.full(n, known.assignments(known.uniform(self.high)))
-        low = np.full(n, known.assignments(known.uniform(self.low)))
+        high, low = np.full(n, self._high), np.full(n, self._low)
         high_s = known.latency_s(high, size)
         again = np.ceil(self.share * size)
         cascade_s = known.latency_s(low, size) + known.latency_s(high, again)

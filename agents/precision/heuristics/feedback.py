@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
-from agents.precision.known import Known
+from agents.precision.known import FrontierTable, Known
 from agents.precision.rule import Rule
+
+_HALF_ROOT = math.sqrt(0.5)
 
 
 @dataclass(eq=False)
@@ -97,17 +100,11 @@ class Alert(Rule):
         """Renew the ratio, then choose; see `Rule`."""
         self._follow(signals)
         known = self.known
-        bucket = known.bucket(signals[:, known.column("batch")])
         left_s = self.factor * signals[:, known.column("head_slack_s")]
-        spread = np.sqrt(self.variance)
         chosen = np.empty(len(signals), dtype=np.int64)
-        for b in np.unique(bucket):
-            own, frontier = bucket == b, known.frontiers[b]
-            allowed = left_s[own, None] / frontier.latency_s
-            in_time = ndtr((allowed - self.ratio[own, None]) / spread[own, None])
-            # Where nothing is expected in time, the first and fastest one runs.
-            best = (in_time * frontier.accuracy).argmax(axis=1)
-            chosen[own] = frontier.assignment[best]
+        belief = Belief(self.ratio, np.sqrt(self.variance))
+        bucket = known.bucket(signals[:, known.column("batch")])
+        _expect(known.frontier_table, bucket, left_s, belief, chosen)
         return known.rows[chosen]
 
     def _follow(self, signals: NDArray[np.float64]) -> None:
@@ -135,6 +132,40 @@ class Alert(Rule):
         kept = (self.ratio, self.variance, self._gain, self._noise, self._error)
         values = [np.where(news, new, old) for new, old in zip(renewed, kept, strict=True)]
         self.ratio, self.variance, self._gain, self._noise, self._error = values
+
+
+class Belief(NamedTuple):
+    """What N servers believe about measured over predicted latency.
+
+    Attributes:
+        ratio: float64 [N], its mean.
+        spread: float64 [N], its standard deviation.
+    """
+
+    ratio: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+
+@njit(cache=True, error_model="numpy")
+def _expect(
+    table: FrontierTable,
+    bucket: NDArray[np.int64],
+    left_s: NDArray[np.float64],
+    belief: Belief,
+    result: NDArray[np.int64],
+) -> None:
+    """Write the assignment of each batch's frontier with the highest expected accuracy in time."""
+    for i in range(len(result)):
+        b = bucket[i]
+        # Where nothing is expected in time, the first and fastest one runs.
+        best, highest = 0, -1.0
+        for k in range(table.latency_s.shape[1]):
+            allowed = left_s[i] / table.latency_s[b, k]
+            z = (allowed - belief.ratio[i]) / belief.spread[i]
+            expected = 0.5 * math.erfc(-z * _HALF_ROOT) * table.accuracy[b, k]
+            if expected > highest:  # false past the end of the frontier
+                best, highest = k, expected
+        result[i] = table.assignment[b, best]
 
 
 def alert_grid(known: Known) -> list[Alert]:

@@ -30,6 +30,7 @@ class Static(Rule):
         plan: The plan.
     """
 
+    decides: ClassVar[bool] = False
     name: str  # type: ignore[misc]
     plan: PrecisionPlan
 
@@ -60,6 +61,7 @@ class Cascade(Rule):
     """
 
     name: ClassVar[str] = "confidence_cascade"
+    decides: ClassVar[bool] = False
     known: Known
     low: int
     high: int

@@ -46,6 +46,7 @@ def test_the_frontier_holds_what_nothing_beats(known: Known) -> None:
         (0.005, 1, [1, 1]),  # 4 ms fits, 6 ms does not
         (0.001, 1, [2, 1]),  # nothing fits: the fastest
         (-0.1, 1, [2, 1]),
+        (np.inf, 1, [0, 0]),
         (0.0081, 2, [1, 1]),  # a batch of two takes 16, 12, 8, 4 ms
     ],
 )

@@ -30,7 +30,7 @@ from agents.precision.heuristics.static import Static, static_best, uniforms
 from agents.precision.known import Known
 from agents.precision.rule import Rule
 from agents.precision.saved import rule_of, saved_rule
-from agents.precision.tuning import row_accuracies, tune
+from agents.precision.tuning import SideBySide, row_accuracies, tune
 from envs.precision.config import StagedPrecisionConfig
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.snapshot import REPORT_INDEX
@@ -91,6 +91,31 @@ def test_a_second_run_of_the_same_rule_repeats_the_first(
     first, second = (run_streams(world, rule, episodes) for _ in range(2))
     for a, b in zip(first.reports, second.reports, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_only_agents_that_decide_take_time_for_it(
+    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
+) -> None:
+    decision_s = 1e-3 * np.arange(1, len(world.profile.buckets) + 1)
+    slow = replace(world, profile=replace(world.profile, decision_s=decision_s))
+    plan = world.safe_plan
+
+    class Stubborn(Static):
+        decides = True
+
+    start, end, n = (REPORT_INDEX[name] for name in ("start_s", "end_s", "requests"))
+    at_once, constant, deciding = (
+        run_streams(w, rule("", plan), episodes).reports[0]
+        for w, rule in ((world, Static), (slow, Static), (slow, Stubborn))
+    )
+    np.testing.assert_array_equal(at_once, constant)
+    # The first batches are the same ones, hence their residuals: what differs is the decision.
+    bucket = np.searchsorted(world.profile.buckets, deciding[0, n])
+    took_s = [reports[0, end] - reports[0, start] for reports in (deciding, constant)]
+    assert took_s[0] - took_s[1] == pytest.approx(decision_s[bucket])
+    assert len(deciding) < len(constant)  # slower, so larger batches
+    with pytest.raises(ValueError, match="run apart"):
+        SideBySide([Static("", plan), Stubborn("", plan)])
 
 
 def test_rules_that_adapt_use_several_plans(

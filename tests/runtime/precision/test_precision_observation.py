@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from envs.precision.config import default_config
 from envs.precision.env import StagedPrecisionEnv
+from runtime.encoding import Encoder, RateWindows
 from runtime.precision.observation import (
     GROUPS,
     RATE_WINDOWS_S,
@@ -48,6 +49,38 @@ def _decoded(codec: PrecisionCodec, observation: NDArray[np.float32]) -> dict[st
         log = math.expm1(x * math.log1p(span / step)) * step if step else 0.0
         values[entry.name] = entry.low + (log if step else x * span)
     return values
+
+
+def _by_arrays(codec: PrecisionCodec, rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the observations of consecutive finite snapshots of one server, [steps, size]."""
+    windows = RateWindows((*RATE_WINDOWS_S, 5.0, 5.0, 5.0), 1)
+    copied = [LAYOUT.index[entry.name] for entry in codec.layout[:-6]]
+    before, encoder, found = np.zeros(6), Encoder(codec.layout), []
+    for row in rows:
+        passed, before = row[:6] - before, row[:6]
+        _, arrived, served, late, dropped, busy_s = passed
+        amounts = np.array([arrived, arrived, arrived, busy_s, late + dropped, served + dropped])
+        elapsed_s = max(passed[0], 0.0)
+        rates = windows.update(np.array([[elapsed_s]]), amounts[None] / max(elapsed_s, 1e-9))[0]
+        trend, missed = rates[0] / max(rates[1], 1e-9), rates[4] / max(rates[5], 1e-9)
+        derived = [*rates[:3], trend, rates[3], missed]
+        found.append(encoder.encode(np.array([[*row[copied], *derived]]))[0])
+    return np.array(found)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+def test_the_compiled_loops_say_what_the_shared_classes_say(seed: int) -> None:
+    rng, steps = np.random.default_rng(seed), 12
+    rows = rng.exponential(1.0, (steps, LAYOUT.size)) * rng.choice([0.01, 1.0, 300.0], LAYOUT.size)
+    rows[:, :6] = np.cumsum(rows[:, :6], axis=0)
+    rows[3, 0] = rows[2, 0]  # no time has passed
+    codec = PrecisionCodec(SCALE)
+    found = np.concatenate([codec.encode(row[None]) for row in rows])
+    np.testing.assert_allclose(found, _by_arrays(codec, rows), rtol=1e-5, atol=1e-7)
+    together = PrecisionCodec(SCALE, n=2)
+    both = np.stack([together.encode(np.stack([row, 2.0 * row])) for row in rows])
+    np.testing.assert_array_equal(both[:, 0], found)
 
 
 def test_the_layout_names_every_number_once_and_none_is_a_secret() -> None:

@@ -42,12 +42,14 @@ def oracle(x: Floats) -> NDArray[np.float64]:
     return np.stack(columns, 1)
 
 
-@pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (31, 3)])
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (31, 3), (12, 4)])
 def test_equals_the_definitions(side: int, channels: int) -> None:
     x = corrupt(images(side, channels), "noise", 2, np.random.default_rng(0))
     np.testing.assert_allclose(input_properties(x), oracle(x), rtol=2e-4, atol=1e-6)
     other_layout = np.asfortranarray(x)
     np.testing.assert_allclose(input_properties(other_layout), oracle(x), rtol=2e-4, atol=1e-6)
+    channels_last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(input_properties(channels_last), oracle(x), rtol=2e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("deviation", [0.02, 0.05, 0.1])
@@ -83,6 +85,23 @@ def test_react_to_their_corruption(x: Floats, corruption: str, column: str, sign
     ]
     means = np.array([table[:, COLUMN[column]].mean() for table in seen])
     assert (sign * np.diff(means) > 0).all(), means
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_waves_equal_the_definitions(channels: int) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(0.0, 0.2, (3, channels, 1001)).astype(np.float32)
+    x[0, :, 500:520] = 1.5
+    w = x.astype(np.float64).mean(1)
+    step, bend = np.diff(w)[:, :-1], np.diff(w, n=2)
+    size, deviation = np.abs(w), w.std(1)
+    noise = np.sqrt(np.pi / 2) / np.sqrt(6) * np.abs(bend).mean(1)
+    sharpness = np.sqrt((step**2).mean(1)) / (deviation + 1e-3)
+    extreme = (size >= 0.99 * size.max(1, keepdims=True)).mean(1)
+    assert extreme[0] == 20 / 1001
+    expected = np.stack([size.mean(1), deviation, noise, sharpness, extreme], 1)
+    np.testing.assert_allclose(input_properties(x), expected, rtol=2e-4, atol=1e-6)
+    assert input_properties(np.zeros((1, channels, 9), np.float32))[0, 4] == 0.0
 
 
 def test_constant_inputs_have_no_contrast_and_stay_finite() -> None:

@@ -70,6 +70,17 @@ def test_values_past_two_limits_are_counted(dtype: torch.dtype) -> None:
     assert quantise.count_outside(x, -np.inf, np.inf) == 0
 
 
+@given(
+    st.integers(0, 9000),
+    st.sampled_from([-np.inf, 0.0, 3.0, 254.0, 255.0]),
+    st.sampled_from([np.inf, 255.0, 254.0, 4.0, 3.0, 0.0]),
+)
+def test_integers_at_both_ends_are_counted(n: int, low: float, high: float) -> None:
+    values = np.random.default_rng(n).integers(0, 256, n, dtype=np.uint8)
+    expected = int(((values <= low) | (values >= high)).sum())
+    assert quantise.count_outside(torch.from_numpy(values), low, high) == expected
+
+
 def test_without_numba_the_results_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(333)
     compiled = quantise.quantise(x, 20.0, 100.0), quantise.count_outside(x, -1.0, 1.0)

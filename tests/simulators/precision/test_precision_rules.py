@@ -170,6 +170,7 @@ def by_hand() -> PrecisionProfile:
         emulated=(False, False),
         buckets=(1, 2, 4),
         fixed_s=np.array([0.01, 0.02, 0.03]),
+        decision_s=np.zeros(3),
         latency_s=np.array([[[0.10, 0.01]], [[0.15, 0.02]], [[0.25, 0.04]]]),
         transition_s=np.zeros((3, 0, 2, 2)),
         sigma=np.zeros(3),
