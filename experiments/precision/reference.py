@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +222,6 @@ def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
     """Claims on streams: headroom in simulation, and the best agents, simulated and real."""
     simulated = pd.read_csv(folder / "simulated.csv")
     real = pd.read_csv(folder / "real.csv")
-    measured = real[real["source"] == "measured"]
     source, label, named = _source(folder / "simulated.csv", make), _label(folder), _id(folder)
     for stream, rows in simulated.groupby("stream", sort=False):
         said = f"headroom of the clairvoyant reference over static best, {label}, {stream}"
@@ -235,17 +234,9 @@ def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
             )
             room = difference(scores_of(rows), FORESIGHT, STATIC_BEST)
             yield make(f"sim.{named}.{stream}.foresight", said, _points(room), source)
-    main = {
-        "sim": (simulated[simulated["stream"] == MAIN_STREAM], "simulated", source),
-        "real": (
-            measured[measured["stream"] == MAIN_STREAM],
-            "real execution",
-            _source(folder / "real.csv", make),
-        ),
-    }
-    for kind, (rows, said_how, own) in main.items():
-        yield from _against_rivals(rows, folder, (kind, said_how, own), make)
-    rows = main["sim"][0]
+    yield from _against_rivals(Main.simulated(simulated), folder, make)
+    yield from _against_rivals(Main.real(simulated, real), folder, make)
+    rows = _main(simulated)
     part = closed(rows, HEADLINE)
     if np.isfinite(part.value):
         said = f"headroom closed by {HEADLINE}, {label}, {MAIN_STREAM}, simulated"
@@ -265,30 +256,72 @@ def stream_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:
         yield percent(f"sim.{named}.both.closed", said, value, source, ">= 60", why)
 
 
-def _against_rivals(
-    rows: pd.DataFrame, folder: Path, where: tuple[str, str, str], make: ClaimMaker
-) -> Iterator[Claim]:
+@dataclass(frozen=True, eq=False)
+class Main:
+    """Runs on the main stream.
+
+    Attributes:
+        kind: "sim" or "real".
+        how: In words.
+        table: Name of the file with the runs.
+        rows: The runs.
+        searched: Simulated runs on this stream, with the clairvoyant reference.
+        predicted: What was predicted for the same streams; None for simulated runs.
+    """
+
+    kind: str
+    how: str
+    table: str
+    rows: pd.DataFrame
+    searched: pd.DataFrame
+    predicted: pd.DataFrame | None = None
+
+    @classmethod
+    def simulated(cls, simulated: pd.DataFrame) -> Main:
+        """Return the simulated runs."""
+        rows = _main(simulated)
+        return cls("sim", "simulated", "simulated.csv", rows, rows)
+
+    @classmethod
+    def real(cls, simulated: pd.DataFrame, real: pd.DataFrame) -> Main:
+        """Return the measured runs among real ones."""
+        rows, own = _main(real), _main(simulated)
+        measured, predicted = (rows[rows["source"] == s] for s in ("measured", "simulated"))
+        return cls("real", "real execution", "real.csv", measured, own, predicted)
+
+    def reason(self, agent: str, rival: str) -> str:
+        """Say what an agent could have gained over a rival at best."""
+        room = 100.0 * difference(scores_of(self.searched), CLAIRVOYANT, rival).value
+        if self.predicted is None:
+            why = f"the clairvoyant reference itself is {room:.1f} points above {rival}"
+        else:
+            expected = 100.0 * difference(scores_of(self.predicted), agent, rival).value
+            why = (
+                f"{expected:.1f} points predicted for these streams; on the simulated ones the "
+                f"clairvoyant reference is {room:.1f} points above {rival}"
+            )
+        return why + (": adapting is not worth it here" if room < 100.0 * SMALL_HEADROOM else "")
+
+
+def _main(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["stream"] == MAIN_STREAM]
+
+
+def _against_rivals(main: Main, folder: Path, make: ClaimMaker) -> Iterator[Claim]:
     """Claims of the best combined agent against rivals on the main stream."""
-    (kind, how, source), label = where, _label(folder)
-    scores = scores_of(rows)
+    scores, missed = scores_of(main.rows), scores_of(main.rows, "missed_share")
+    source, where = _source(folder / main.table, make), f"{_label(folder)}, {MAIN_STREAM}"
     for agent in (HEADLINE, "slack_cascade"):
         for rival in (STATIC_BEST, CASCADE, *LOAD_ONLY):
             if agent not in scores or rival not in scores:
                 continue
             aim = ">= 3" if rival == STATIC_BEST else "> 0"
-            change = _points(difference(scores, agent, rival))
-            room = 100.0 * difference(scores, CLAIRVOYANT, rival).value if kind == "sim" else None
-            why = "the clairvoyant reference was not run for real"
-            if room is not None:
-                why = f"the clairvoyant reference itself is {room:.1f} points above {rival}"
-                if room < 100.0 * SMALL_HEADROOM:
-                    why += ": adapting is not worth it here"
-            said = f"effective accuracy, {agent} against {rival}, {label}, {MAIN_STREAM}, {how}"
-            name = f"{kind}.{_id(folder)}.both.{_dashed(agent)}-vs-{_dashed(rival)}"
-            yield make(name, said, change, source, aim, why)
-            missed = scores_of(rows, "missed_share")
-            said = f"missed requests, {agent} against {rival}, {label}, {MAIN_STREAM}, {how}"
-            yield make(f"{name}.missed", said, _points(difference(missed, agent, rival)), source)
+            name = f"{main.kind}.{_id(folder)}.both.{_dashed(agent)}-vs-{_dashed(rival)}"
+            said = f"{agent} against {rival}, {where}, {main.how}"
+            change, why = _points(difference(scores, agent, rival)), main.reason(agent, rival)
+            yield make(name, f"effective accuracy, {said}", change, source, aim, why)
+            more = _points(difference(missed, agent, rival))
+            yield make(f"{name}.missed", f"missed requests, {said}", more, source)
 
 
 def prediction_claims(folder: Path, make: ClaimMaker) -> Iterator[Claim]:

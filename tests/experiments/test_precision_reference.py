@@ -161,6 +161,10 @@ def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Pat
     assert found["real.avx2.small-net.prediction.p99"] == pytest.approx(10.0)
     missed = claims["real.avx2.small-net.both.ppo-vs-static-best"]
     assert (missed.met, missed.aim, missed.unit) == (False, ">= 3", "points")
+    assert missed.why == (
+        "2.0 points predicted for these streams; on the simulated ones the clairvoyant reference "
+        "is 6.0 points above static_best"
+    )
     assert claims["sim.avx2.small-net.both.closed"].met
     assert claims["sim.avx2.small-net.both.headroom"].seeds == (0, 1)
 
