@@ -377,7 +377,7 @@ def test_the_tree_runs_a_stage_once_for_each_format_that_follows(
 
         return run
 
-    monkeypatch.setattr("runtime.precision.bank.bind", counted)
+    monkeypatch.setattr("runtime.precision.passes.bind", counted)
     modules, shape = nets.narrowable()
     options = BankOptions(("fp32", "int8", "int8_half"))
     network = StagedNetwork.from_modules(modules, shape)
