@@ -26,7 +26,7 @@ class Budget(NamedTuple):
         identity: Id of the claim.
         row: Name of the row.
         what: What is measured, in words that stand alone.
-        aim: What was aimed at.
+        aim: What was aimed at; None: nothing, the figure is there to be known.
         why: Words a missed aim, from all rows.
         ratio: Whether the claim states the row's ratio instead of its value.
     """
@@ -34,8 +34,8 @@ class Budget(NamedTuple):
     identity: str
     row: str
     what: str
-    aim: str
-    why: Callable[[Rows], str]
+    aim: str | None
+    why: Callable[[Rows], str] = lambda rows: ""
     ratio: bool = False
 
 
@@ -150,6 +150,31 @@ BUDGETS = (
         "first pass after a change of levels, beyond a pass without, batch of 16",
         "<= 20",
         _noted("serving: first pass after a switch, batch of 16"),
+    ),
+    Budget(
+        "bench.precision.per-request",
+        "serving: decisions per request",
+        "decisions per request in batches of 16: properties, bundle and guards, in the server",
+        None,
+    ),
+    *(
+        Budget(
+            f"bench.precision.overhead-{size}",
+            f"serving: overhead of a batch of {size}",
+            f"serving a batch of {size} beyond its pass, under a plan that never changes",
+            None,
+        )
+        for size in (1, 16)
+    ),
+    *(
+        Budget(
+            f"bench.precision.shadow-{share}",
+            f"serving: p99 latency, {share} % shadow-checked",
+            f"p99 latency with {share} % of the requests shadow-checked over that without checks",
+            None,
+            ratio=True,
+        )
+        for share in (2, 10)
     ),
 )
 

@@ -18,11 +18,15 @@ def bench() -> Iterator[serving.Bench]:
     torch.set_num_threads(before)
 
 
-def test_every_budget_of_serving_has_its_row(bench: serving.Bench) -> None:
+def test_every_budget_of_serving_has_its_row(
+    bench: serving.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "REPETITIONS", 1)
     rows = [
         *serving.measure_decisions(bench, batches=12),
         *serving.measure_dispatch(bench, rounds=2, batches=4),
         *serving.measure_switches(bench, rounds=1),
+        *serving.measure_shadow(bench, seconds=0.1),
     ]
     names = {row.name for row in rows}
     budgets = {budget.row for budget in BUDGETS if budget.row.startswith("serving")}

@@ -35,6 +35,16 @@ VALUES = {
     "serving: first pass after a switch, batch of 16": BenchmarkRow(
         "serving: first pass after a switch, batch of 16", 10.0, "us", 1.0, 1.0
     ),
+    **{
+        name: BenchmarkRow(name, 3.0, "us", 1.0, 1.0, ratio=1.25)
+        for name in (
+            "serving: decisions per request",
+            "serving: overhead of a batch of 1",
+            "serving: overhead of a batch of 16",
+            "serving: p99 latency, 2 % shadow-checked",
+            "serving: p99 latency, 10 % shadow-checked",
+        )
+    },
 }
 
 
@@ -48,11 +58,14 @@ def test_rows_become_a_table_and_claims(folder: Path) -> None:
     rows = list(VALUES.values())
     record({"engine": rows[:2], "rest": rows[2:]})
     table = pd.read_csv(folder / "bench.csv")
-    assert table["benchmark"].tolist() == ["engine"] * 2 + ["rest"] * 9
+    assert table["benchmark"].tolist() == ["engine"] * 2 + ["rest"] * 14
     claims = load_claims(folder / "claims.json")
     assert set(claims) == {budget.identity for budget in BUDGETS}
     assert claims["bench.engine.vs-reference"].value == 100.0
     assert claims["bench.engine.env-steps"].value == 6e5
+    shadow = claims["bench.precision.shadow-10"]
+    assert (shadow.value, shadow.aim, shadow.met) == (1.25, None, None)
+    assert claims["bench.precision.overhead-1"].value == 3.0
     met = {name for name, claim in claims.items() if claim.met}
     ours = ("engine", "executor", "precision.steps", "precision.switch")
     assert met == {name for name in claims if any(part in name for part in ours)}
