@@ -202,7 +202,7 @@ def pace(real: RealBank, world: StagedPrecisionConfig) -> float:
     """Return how long full batches of the safe plan take now, over what the profile says.
 
     1 on a machine that is as it was when it was profiled. Shared machines are not: on one, passes
-    took 0.8 to 1.25 times as long as profiled within a minute.
+    took 0.76 to 1.25 times as long as profiled within an hour.
 
     Args:
         real: Serves.
@@ -222,7 +222,11 @@ def pace(real: RealBank, world: StagedPrecisionConfig) -> float:
 
 
 def serve_for_real(
-    real: RealBank, world: StagedPrecisionConfig, agent: PrecisionAgent, requests: Requests
+    real: RealBank,
+    world: StagedPrecisionConfig,
+    agent: PrecisionAgent,
+    requests: Requests,
+    second_s: float = 1.0,
 ) -> RealRun:
     """Serve requests in real time, after a moment that nobody counts.
 
@@ -231,6 +235,8 @@ def serve_for_real(
         world: Rules of serving, guards and safe plan.
         agent: Decides; its past is forgotten before.
         requests: What arrives.
+        second_s: How long a second of the stream lasts: the machine's pace plays it as fast, for
+            this machine, as it was on the one that was profiled.
 
     Raises:
         RuntimeError: A request was served twice, or never.
@@ -238,12 +244,12 @@ def serve_for_real(
     n = min(WARM_UP_REQUESTS, len(requests.arrival_s))
     soon_s = np.arange(n) * _WARM_UP_GAP_S
     warm_up = Requests(soon_s, requests.sample[:n], requests.condition[:n])
-    _serve(real, world, agent, warm_up)
+    _serve(real, world, agent, warm_up, second_s)
     # What lives by now lives on: without it a collection of garbage stops serving for long.
     gc.collect()
     gc.freeze()
     try:
-        run = _serve(real, world, agent, requests)
+        run = _serve(real, world, agent, requests, second_s)
     finally:
         gc.unfreeze()
     check_served(run.served, len(requests.arrival_s))
@@ -251,7 +257,11 @@ def serve_for_real(
 
 
 def _serve(
-    real: RealBank, world: StagedPrecisionConfig, agent: PrecisionAgent, requests: Requests
+    real: RealBank,
+    world: StagedPrecisionConfig,
+    agent: PrecisionAgent,
+    requests: Requests,
+    second_s: float,
 ) -> RealRun:
     serving, layout = world.serving, world.scale().signals
     guards = PrecisionGuards(world.guards, world.bank_tables(), world.safe_plan, layout)
@@ -264,7 +274,7 @@ def _serve(
         serving.shadow_queue,
     ) as shadow:
         server = PrecisionServer(real.bank, agent, guards, serving, shadow)
-        served = server.serve(real.samples.stream(requests), layout)
+        served = server.serve(real.samples.stream(requests), layout, second_s=second_s)
         return RealRun(served, shadow.skipped, shadow.failed)
 
 

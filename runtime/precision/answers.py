@@ -9,9 +9,11 @@ in the running server, AMD EPYC with AVX-512).
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
@@ -54,6 +56,14 @@ def not_finite(x: Tensor) -> NDArray[np.bool_]:
     result = np.empty(len(values), np.bool_)
     _not_finite(values.reshape(len(values), -1).view(np.uint32), result)
     return result
+
+
+@cache
+def warm_up() -> None:
+    """Have everything here compiled, or read from the cache, before a batch waits for it."""
+    x = torch.zeros(1, 2)
+    classes, margins = answers_of(x)
+    tally(Outcome(classes, margins, not_finite(x)), margins, classes, 0.0, 0.0)
 
 
 class Tally(NamedTuple):

@@ -213,6 +213,8 @@ class PrecisionBundlePolicy:
         self._plans: list[PrecisionPlan] | None = None
         if isinstance(actions, TableActions):
             self._plans = list(actions.plans.values())
+        # Compiled, or read from numba's cache, before the first decision is waited for.
+        self._codec.encode(np.zeros((1, bundle.scale.signals.size)))
         self.reset()
 
     @property

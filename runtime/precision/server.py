@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.precision.answers import Outcome, answers_of, not_finite, tally
+from runtime.precision.answers import Outcome, answers_of, not_finite, tally, warm_up
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.properties import input_properties
@@ -89,11 +89,16 @@ class PrecisionServer:
             shadow: Checks a share of what is served.
             properties: Returns the input properties of a batch, float64 [F], means over it.
         """
+        warm_up()
         self._bank, self._agent, self._guards = bank, agent, guards
         self._serving, self._properties, self._shadow = serving, properties, shadow
 
     def serve(
-        self, stream: RequestStream, layout: SignalLayout, answer_within_s: float = 0.002
+        self,
+        stream: RequestStream,
+        layout: SignalLayout,
+        answer_within_s: float = 0.002,
+        second_s: float = 1.0,
     ) -> Served:
         """Serve a stream to its end, in real time.
 
@@ -101,12 +106,19 @@ class PrecisionServer:
             stream: The requests.
             layout: Columns of the signals.
             answer_within_s: Answers that take longer count as slow, seconds.
+            second_s: How long a second of the stream lasts, seconds: 0.8 plays it at 1.25 times its
+                speed, deadline included, on a machine that is so much faster than another one.
 
         Returns:
             What became of it; the same record of an interrupted stream is in no file yet, so
             nothing half-written is left behind by Ctrl-C.
+
+        Raises:
+            ValueError: `second_s` is no number above 0.
         """
-        run = _Run(self, stream, layout, answer_within_s)
+        if not 0.0 < second_s < math.inf:
+            raise ValueError(f"second_s is {second_s}; expected finite seconds > 0")
+        run = _Run(self, stream, layout, (answer_within_s, second_s))
         self._shadow.server_is(idle=False)
         try:
             with torch.inference_mode():
@@ -125,11 +137,11 @@ class _Run:
         server: PrecisionServer,
         stream: RequestStream,
         layout: SignalLayout,
-        answer_within_s: float,
+        times_s: tuple[float, float],
     ) -> None:
         n = len(stream.arrival_s)
         self._parts, self._stream, self._layout = server, stream, layout
-        self._answer_within_s = answer_within_s
+        self._answer_within_s, self._second_s = times_s
         self._plan = server._guards.safe
         self._taken, self._row = self._plan, self._plan.to_row()
         self._first, self._size, self._head = 0, 0, 0
@@ -149,7 +161,7 @@ class _Run:
         self._start, self._start_cpu_s = time.perf_counter(), time.thread_time()
 
     def _now_s(self) -> float:
-        return time.perf_counter() - self._start
+        return (time.perf_counter() - self._start) / self._second_s
 
     # Forming a batch
 
@@ -181,7 +193,7 @@ class _Run:
         if now_s < time_s:
             shadow.server_is(idle=True)
             while now_s < time_s:
-                time.sleep(max(time_s - now_s, 0.0))
+                time.sleep(max(time_s - now_s, 0.0) * self._second_s)
                 now_s = self._now_s()
             shadow.server_is(idle=False)
         return now_s
@@ -344,7 +356,7 @@ class _Run:
     def result(self) -> Served:
         """Return what became of the stream."""
         empty = np.zeros((0, len(REPORT_COLUMNS)))
-        times = np.array(self._times).reshape(-1, 2)
+        times = self._second_s * np.array(self._times).reshape(-1, 2)
         return Served(
             reports=np.stack(self._reports) if self._reports else empty,
             plans=np.array(self._rows).reshape(-1, len(self._row)),
@@ -354,6 +366,6 @@ class _Run:
             causes=self._causes,
             decision_s=times[:, 0],
             late_start_s=times[:, 1],
-            busy_s=self._busy_s,
+            busy_s=self._second_s * self._busy_s,
             cpu_s=time.thread_time() - self._start_cpu_s,
         )

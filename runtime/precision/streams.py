@@ -73,6 +73,9 @@ class Switch:
 class Served(NamedTuple):
     """What became of a stream.
 
+    Reports, latencies and switches are in seconds of the stream, which may last longer or shorter
+    than those of a clock (see `PrecisionServer`); what serving cost is in seconds of a clock.
+
     Attributes:
         reports: float64 [batches, len(REPORT_COLUMNS)].
         plans: float64 [batches, 2 * S + 1], the plan that each batch was run under.

@@ -161,6 +161,30 @@ def test_a_request_that_is_not_finite_gets_no_answer(caplog: pytest.LogCaptureFi
     assert "requests [1, 2] hold infinite or missing values" in caplog.text
 
 
+def test_a_stream_can_be_played_faster_or_slower() -> None:
+    bank, wall_s = Bank(0.01), time.perf_counter()
+    server = PrecisionServer(
+        bank,
+        Agent(lambda s: PrecisionPlan((0, 0))),
+        _guards(),
+        Serving(deadline_s=0.05, max_batch=8),
+        ShadowCheck(bank, 2, 0.0),
+        lambda x: np.array([0.0]),
+    )
+    stream = _stream(np.array([0.0, 0.8]))
+    served = server.serve(stream, LAYOUT, second_s=0.25)
+    wall_s = time.perf_counter() - wall_s
+    start, end = (served.reports[:, REPORT_INDEX[name]] for name in ("start_s", "end_s"))
+    assert start[1] == pytest.approx(0.8, abs=0.1)
+    assert 0.2 < wall_s < 0.5  # 0.8 s at four times the speed
+    # A pass of 10 ms lasts 40 ms of the stream, just in time; the cost is that of the clock.
+    assert (end - start > 0.04).all()
+    assert served.busy_s == pytest.approx(0.25 * (end - start).sum())
+    np.testing.assert_allclose(served.latency_s, end - [0.0, 0.8])
+    with pytest.raises(ValueError, match=r"second_s is 0\.0"):
+        server.serve(stream, LAYOUT, second_s=0.0)
+
+
 def test_expired_requests_leave_unserved_and_late_ones_count() -> None:
     # Each batch of one takes 20 ms and may take 50: of 12 at once some expire.
     serving = Serving(deadline_s=0.05, max_batch=1)
