@@ -51,7 +51,7 @@ SWITCHES, SERVING = "switches.jsonl", "serving.json"
 SHORTEST_S = 1.0
 UNDISTURBED = 0.9
 """Share of its busy time that a server has the processor for on a quiet machine."""
-STEADY = 1.1
+STEADY = 1.25
 """By what factor passes may be slower or faster after a run than before it."""
 Said: TypeAlias = Callable[[str], None]
 StreamTurn: TypeAlias = Turn[StreamDriver, Episode]
