@@ -33,6 +33,7 @@ from experiments.precision.driving import (
 )
 from experiments.precision.real_streams import (
     Episode,
+    RealBank,
     ShownSamples,
     check_served,
     episode_requests,
@@ -150,15 +151,17 @@ def test_what_happened_can_be_drawn_and_counted(small: Small, run: RunFolder) ->
 def test_pace_is_how_long_passes_take_over_what_was_profiled(small: Small) -> None:
     world = build_world(small.config(), Part.HELD_OUT)
     size, levels = world.serving.max_batch, world.safe_plan.levels
-    profiled_s = world.profile.predict_latency_s(levels, size) - world.profile.fixed_s[-1]
+    profiled_s = world.profile.predict_latency_s(levels, size)
     ran = []
 
-    def slow(x: torch.Tensor, assignment: tuple[int, ...]) -> None:
+    def slow(x: torch.Tensor, assignment: tuple[int, ...]) -> SimpleNamespace:
         ran.append((len(x), assignment))
         time.sleep(3.0 * profiled_s)
+        return SimpleNamespace(output=torch.rand(len(x), 10), clip_rates=np.zeros(len(levels)))
 
-    samples = SimpleNamespace(of=lambda condition: torch.zeros(48, 1, 8, 8))
-    stub: Any = SimpleNamespace(bank=SimpleNamespace(run=slow), samples=samples)
+    part = small.trained.data.validation.first(world.profile.n_samples)
+    samples = ShownSamples(part, world.profile.conditions)
+    stub: Any = RealBank(SimpleNamespace(observe=slow), samples)  # type: ignore[arg-type]
     assert pace(stub, world) == pytest.approx(3.0, rel=0.3)
     assert set(ran) == {(size, levels)}
 
