@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from agents.precision.tables import verified_tables
 from benchmarks.rows import BenchmarkRow
 from envs.precision.config import StagedPrecisionConfig, default_config
 from experiments.precision.banks import StandInBank
-from runtime.networks import Network
+from experiments.precision.overhead import untrained
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
 from runtime.precision.guards import PrecisionGuards
@@ -100,13 +100,8 @@ def policy_of(bench: Bench) -> PrecisionAgent:
     """Return a deployed policy with random weights."""
     config = bench.config
     tables = verified_tables(known_of(config), config.profile.levels, (0.2, 0.4, 0.6))
-    sizes = (PrecisionCodec(config.scale()).size, 64, 64, sum(tables.nvec))
-    rng = np.random.default_rng(0)
-    layers = tuple(
-        (rng.normal(0.0, 0.1, (n, m)).astype(np.float32), np.zeros(n, np.float32))
-        for m, n in pairwise(sizes)
-    )
-    bundle = bundle_of("network", Network(layers), replace(config, actions=tables), {})
+    network = untrained(PrecisionCodec(config.scale()).size, sum(tables.nvec))
+    bundle = bundle_of("network", network, replace(config, actions=tables), {})
     return PrecisionBundlePolicy(bundle)
 
 

@@ -37,13 +37,11 @@ class FrontierTable(NamedTuple):
     """The frontiers of B buckets side by side, the longest of K assignments.
 
     Attributes:
-        buckets: int64 [B].
         assignment: int64 [B, K]; 0 past the end of a frontier.
         latency_s: float64 [B, K]; NaN, which fits nothing, past the end.
         accuracy: float64 [B, K]; likewise.
     """
 
-    buckets: NDArray[np.int64]
     assignment: NDArray[np.int64]
     latency_s: NDArray[np.float64]
     accuracy: NDArray[np.float64]
@@ -92,7 +90,7 @@ class Known:
         for b, frontier in enumerate(every):
             own = slice(len(frontier.assignment))
             assignment[b, own], latency_s[b, own], accuracy[b, own] = frontier
-        return FrontierTable(self._buckets, assignment, latency_s, accuracy)
+        return FrontierTable(assignment, latency_s, accuracy)
 
     @cached_property
     def capacity_per_s(self) -> NDArray[np.float64]:
@@ -143,9 +141,8 @@ class Known:
         self, assignment: NDArray[np.int64], requests: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the predicted time of one pass, float64 [N], seconds; 0 for no requests."""
-        result = np.empty(len(requests))
-        _predict(self._buckets, self.tables.latency_s, assignment, requests, result)
-        return result
+        one_pass = self.tables.latency_s[assignment, self.bucket(requests)]
+        return np.where(requests > 0.0, one_pass, 0.0)
 
     def best_within(
         self, requests: NDArray[np.float64], budget_s: NDArray[np.float64]
@@ -159,42 +156,20 @@ class Known:
             budget_s: float64 [N], seconds.
         """
         result = np.empty(len(requests), dtype=np.int64)
-        _fit(self.frontier_table, requests, budget_s, result)
+        _fit(self.frontier_table, self.bucket(requests), budget_s, result)
         return result
-
-
-@njit(cache=True)
-def _bucket_of(buckets: NDArray[np.int64], requests: float) -> int:
-    """Return the bucket of a batch size; the largest if beyond it or NaN."""
-    b = 0
-    while b < len(buckets) - 1 and not requests <= buckets[b]:
-        b += 1
-    return b
-
-
-@njit(cache=True)
-def _predict(
-    buckets: NDArray[np.int64],
-    latency_s: NDArray[np.float64],
-    assignment: NDArray[np.int64],
-    requests: NDArray[np.float64],
-    result: NDArray[np.float64],
-) -> None:
-    for i in range(len(result)):
-        one_pass = latency_s[assignment[i], _bucket_of(buckets, requests[i])]
-        result[i] = one_pass if requests[i] > 0.0 else 0.0
 
 
 @njit(cache=True)
 def _fit(
     table: FrontierTable,
-    requests: NDArray[np.float64],
+    bucket: NDArray[np.int64],
     budget_s: NDArray[np.float64],
     result: NDArray[np.int64],
 ) -> None:
     """Write the last assignment of each batch's frontier that fits, or else the first."""
     for i in range(len(result)):
-        b, k = _bucket_of(table.buckets, requests[i]), 0
+        b, k = bucket[i], 0
         latency_s = table.latency_s[b]
         while k + 1 < len(latency_s) and latency_s[k + 1] <= budget_s[i]:
             k += 1

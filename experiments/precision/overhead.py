@@ -46,6 +46,16 @@ class Overhead(NamedTuple):
     decision_s: float
 
 
+def untrained(inputs: int, outputs: int) -> Network:
+    """Return a policy network of the usual size with random weights."""
+    rng = np.random.default_rng(0)
+    layers = tuple(
+        (rng.normal(0.0, 0.1, (n, m)).astype(np.float32), np.zeros(n, np.float32))
+        for m, n in pairwise((inputs, _HIDDEN, _HIDDEN, outputs))
+    )
+    return Network(layers)
+
+
 class ServedBatches:
     """Serves batches of a bank, all of them the same one."""
 
@@ -83,15 +93,9 @@ class ServedBatches:
     def policy(self, plan: PrecisionPlan) -> PrecisionAgent:
         """Return a policy network that chooses among tables that are all the same plan."""
         actions = TableActions({str(k): plan for k in range(_TABLES)})
-        sizes = (PrecisionCodec(self._scale).size, _HIDDEN, _HIDDEN, _TABLES)
-        rng = np.random.default_rng(0)
-        layers = tuple(
-            (rng.normal(0.0, 0.1, (n, m)).astype(np.float32), np.zeros(n, np.float32))
-            for m, n in pairwise(sizes)
-        )
         bundle = PrecisionBundle(
             name="policy",
-            policy=Network(layers),
+            policy=untrained(PrecisionCodec(self._scale).size, _TABLES),
             stages=self._names[0],
             levels=self._names[1],
             scale=self._scale,

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.encoding import Encoder, Entry
-from runtime.precision.encoding_loops import ACCUMULATED, Past, Scaling, encode
+from runtime.precision.encoding_loops import ACCUMULATED, DERIVED, Past, Scaling, encode
 from runtime.precision.plan import plan_columns
-from runtime.precision.snapshot import LOW_MARGIN, SignalLayout
+from runtime.precision.snapshot import LOW_MARGIN, PRECISION_SIGNALS, SignalLayout
 
 RATE_WINDOWS_S = (0.5, 5.0, 30.0)
 """Time constants of the exponentially weighted arrival rates, seconds."""
@@ -110,6 +110,16 @@ _DERIVED = (
     "arrival_trend",
     "utilisation",
     "missed_share",
+)
+# The compiled loops number the columns.
+assert len(_DERIVED) == DERIVED
+assert PRECISION_SIGNALS[:ACCUMULATED] == (
+    "time_s",
+    "requests_in",
+    "requests_served",
+    "requests_late",
+    "requests_dropped",
+    "busy_s",
 )
 _SHADOW = ("shadow_checks", "shadow_disagreement", "shadow_low", "shadow_high")
 _LOAD = ("waiting", "batch", "head_slack_s", "last_service_s", "last_batch", *_DERIVED)

@@ -118,7 +118,7 @@ class PrecisionServer:
         """
         if not 0.0 < second_s < math.inf:
             raise ValueError(f"second_s is {second_s}; expected finite seconds > 0")
-        run = _Run(self, stream, layout, (answer_within_s, second_s))
+        run = _Run(self, stream, layout, answer_within_s, second_s)
         self._shadow.server_is(idle=False)
         try:
             with torch.inference_mode():
@@ -137,11 +137,12 @@ class _Run:
         server: PrecisionServer,
         stream: RequestStream,
         layout: SignalLayout,
-        times_s: tuple[float, float],
+        answer_within_s: float,
+        second_s: float,
     ) -> None:
         n = len(stream.arrival_s)
         self._parts, self._stream, self._layout = server, stream, layout
-        self._answer_within_s, self._second_s = times_s
+        self._answer_within_s, self._second_s = answer_within_s, second_s
         self._plan = server._guards.safe
         self._taken, self._row = self._plan, self._plan.to_row()
         self._first, self._size, self._head = 0, 0, 0

@@ -67,7 +67,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
     folder = tmp_path_factory.mktemp("bank")
     fixed = [*SMALL, f"results.root='{folder / 'results'}'"]
     before = torch.get_num_threads()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # Latencies of this bank are declared: at its true pace a deadline would be a few passes.
+        patch.setattr(driving, "pace", lambda real, world: 1.0)
         trained = calibrated_bank(compose("config", overrides=fixed), folder)
         fixed += [*profiles(folder), "env.max_batch=8", "env.deadline_s=1.0"]
         fixed += ["size.drive={seconds: 1.0, repetitions: 2}", "env.conditions={clean_s: 0.3, "]
