@@ -39,7 +39,7 @@ from runtime.precision.observation import PrecisionCodec
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.policy import PrecisionBundlePolicy
 from runtime.precision.server import PrecisionServer
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX
 from runtime.precision.staging import StagedNetwork
@@ -120,7 +120,7 @@ def serve(
     guards = PrecisionGuards(config.guards, config.bank_tables(), config.safe_plan, layout)
     agent.reset()
     with ShadowCheck(bench.bank, layout.n_stages, fraction) as shadow:
-        serving = Serving(deadline_s=1e6, max_batch=batch, drop_expired=False)
+        serving = Serving(deadline_s=1e6, max_batch=batch, drop=Drop.NEVER)
         return PrecisionServer(bench.bank, agent, guards, serving, shadow).serve(stream, layout)
 
 

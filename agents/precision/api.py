@@ -12,6 +12,7 @@ from agents.deciders import BatchDecider, ConstantRows, Decider, Episodes, Separ
 from envs.precision.config import StagedPrecisionConfig
 from envs.precision.servers import Servers
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_COLUMNS, REPORT_INDEX, PrecisionSnapshot
 from simulators.precision.metrics import StreamSummary, arrival_times_s, summarise
 
@@ -27,6 +28,7 @@ __all__ = [
     "decides",
     "effective_accuracies",
     "run_streams",
+    "served_by",
 ]
 
 _REQUESTS, _DROPPED = REPORT_INDEX["requests"], REPORT_INDEX["dropped"]
@@ -66,11 +68,18 @@ def decides(agent: object) -> bool:
     return bool(getattr(agent, "decides", True))
 
 
-def _served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionConfig:
-    """Return a world in which only agents that decide take time for it."""
+def served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionConfig:
+    """Return the world as it is with an agent.
+
+    One that does not decide takes no time for it, and what its plan in force answers late leaves
+    unserved even if another plan would be faster: that one never comes.
+    """
     if decides(agent):
         return config
-    return replace(config, profile=config.profile.without_decisions())
+    serving = config.serving
+    if serving.drop is Drop.LATE_AT_BEST:
+        serving = replace(serving, drop=Drop.LATE_AS_PLANNED)
+    return replace(config, profile=config.profile.without_decisions(), serving=serving)
 
 
 def run_streams(
@@ -86,7 +95,7 @@ def run_streams(
         agent: Who decides.
         episodes: Which streams.
     """
-    servers = Servers(_served_by(config, agent), len(episodes.keys))
+    servers = Servers(served_by(config, agent), len(episodes.keys))
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine
@@ -139,7 +148,7 @@ def accuracies(
     config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
 ) -> Accuracies:
     """Return the accuracies of an agent; the figures of `run_streams`, without keeping reports."""
-    servers = Servers(_served_by(config, agent), len(episodes.keys))
+    servers = Servers(served_by(config, agent), len(episodes.keys))
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine

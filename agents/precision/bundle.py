@@ -24,6 +24,11 @@ class BundleStreams:
         self._bundle = bundle
         self._preferred = Preferred(bundle.actions.nvec)
 
+    @property
+    def decides(self) -> bool:
+        """Whether it looks at what happens; see `agents.precision.api.decides`."""
+        return self._bundle.decides
+
     def begin(self, servers: Servers) -> None:
         """Forget the past and check that the bundle was made for such servers.
 

@@ -41,12 +41,17 @@ class Servers:
             n: Number of servers N, at least 1.
         """
         self.config, self.n = config, n
-        self.engine = PrecisionEngine(
-            config.profile, config.serving, n, n_segments=config.n_segments
-        )
-        self.codec = PrecisionCodec(config.scale(), n)
+        scale = config.scale()
+        self.codec = PrecisionCodec(scale, n)
         self.guards = PrecisionGuards(
-            config.guards, config.bank_tables(), config.safe_plan, self.engine.layout, n
+            config.guards, config.bank_tables(), config.safe_plan, scale.signals, n
+        )
+        self.engine = PrecisionEngine(
+            config.profile,
+            config.serving,
+            n,
+            n_segments=config.n_segments,
+            fastest_s=self.guards.tables.fastest_s,
         )
         serving = config.serving
         self.reward = PrecisionReward(

@@ -23,7 +23,7 @@ from runtime.precision.plan import PrecisionPlan
 from runtime.precision.policy import PrecisionBundle, PrecisionBundlePolicy
 from runtime.precision.properties import PROPERTY_NAMES
 from runtime.precision.server import PrecisionServer
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX
 from runtime.precision.streams import RequestStream
@@ -70,7 +70,7 @@ class ServedBatches:
         self.n_stages, self.n_levels = len(bank.stages), len(bank.levels)
         self._bank, self._batch = StandInBank(bank), batch
         self._names = bank.stages, tuple(level.name for level in bank.levels)
-        self._serving = Serving(deadline_s=1e6, max_batch=n, drop_expired=False)
+        self._serving = Serving(deadline_s=1e6, max_batch=n, drop=Drop.NEVER)
         count = self.n_levels**self.n_stages
         accuracy, latency_s = np.ones(count), np.full((count, 1), math.ulp(0.0))
         self._tables = BankTables(self.n_stages, self.n_levels, (n,), accuracy, latency_s)

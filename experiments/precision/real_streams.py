@@ -22,6 +22,7 @@ from agents.precision.api import (
     Streams,
     decides,
     run_streams,
+    served_by,
 )
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
@@ -31,6 +32,7 @@ from experiments.precision.profiling import shown
 from runtime.precision.answers import answers_of
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.server import PrecisionServer
+from runtime.precision.serving import Drop
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX
 from runtime.precision.streams import RequestStream, Served
@@ -214,7 +216,7 @@ def pace(real: RealBank, world: StagedPrecisionConfig) -> float:
     n = size * max(round(_PACED_S / expected_s), 3)
     nothing = np.zeros(n, dtype=np.int64)
     requests = Requests(np.zeros(n), np.arange(n) % profile.n_samples, nothing)
-    serving = replace(world.serving, deadline_s=1e6, drop_expired=False, shadow_fraction=0.0)
+    serving = replace(world.serving, deadline_s=1e6, drop=Drop.NEVER, shadow_fraction=0.0)
     agent = Constant("pace", plan)
     served = _serve(real, replace(world, serving=serving), agent, requests, 1.0).served
     start_s = served.reports[:, REPORT_INDEX["start_s"]]
@@ -263,7 +265,7 @@ def _serve(
     requests: Requests,
     second_s: float,
 ) -> RealRun:
-    serving, layout = world.serving, world.scale().signals
+    serving, layout = served_by(world, agent).serving, world.scale().signals
     guards = PrecisionGuards(world.guards, world.bank_tables(), world.safe_plan, layout)
     agent.reset()
     with ShadowCheck(

@@ -35,7 +35,7 @@ from experiments.worlds import profile_path, settled, spaced_episodes, starts_of
 from runtime.precision.actions import ActionCodec, LevelActions
 from runtime.precision.guard_tables import Conflict, PrecisionLimits
 from runtime.precision.plan import PrecisionPlan
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
 from simulators.precision.workload import (
@@ -133,6 +133,7 @@ class StagedPrecisionNode:
     stream: str
     deadline_s: float | None
     max_batch: int
+    drop: str
     horizon_s: float
     safe: Any
     actions: dict[str, Any]
@@ -180,7 +181,12 @@ def build_world(config: DictConfig, part: Part) -> StagedPrecisionConfig:
         profile=calibrated if part is Part.TRAIN else held_out,
         calibrated=calibrated,
         workload=_stream(stream, node, stretch, calibrated),
-        serving=Serving(deadline_s, node.max_batch, shadow_fraction=node.shadow_fraction),
+        serving=Serving(
+            deadline_s,
+            node.max_batch,
+            drop=_named(Drop, node.drop, "env.drop"),
+            shadow_fraction=node.shadow_fraction,
+        ),
         safe_plan=safe,
         actions=LevelActions(len(calibrated.stages), len(calibrated.levels)),
         guards=_guards(node.guards, calibrated),

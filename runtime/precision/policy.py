@@ -95,6 +95,11 @@ class PrecisionBundle:
                 f"the plan has {len(self.policy.levels)} stages; expected {scale.n_stages}"
             )
 
+    @property
+    def decides(self) -> bool:
+        """Whether it is more than a plan that never changes."""
+        return not isinstance(self.policy, PrecisionPlan)
+
     def guarded(self, n: int = 1) -> PrecisionGuards:
         """Return the guards of n servers that the policy was trained under."""
         return PrecisionGuards(self.guards, self.tables, self.safe, self.scale.signals, n)
@@ -225,7 +230,7 @@ class PrecisionBundlePolicy:
     @property
     def decides(self) -> bool:
         """Whether it looks at what happens, and so takes time."""
-        return not isinstance(self.bundle.policy, PrecisionPlan)
+        return self.bundle.decides
 
     def reset(self) -> None:
         """Forget the past."""

@@ -1,10 +1,11 @@
 """The run-time mode: a request stream served in real time, levels chosen batch by batch.
 
 One worker, first in first out, as `simulators.precision` simulates it: when the worker is idle and
-a request waits, expired requests leave, the next batch is formed, its properties are measured, an
-agent is asked, guards stand between its answer and the bank, the batch runs (unsure samples a
-second time where the plan says so), and shadow checks are queued. Whatever the agent does, a batch
-is served: an exception, an answer that is no plan, or too many slow answers lead to the safe plan.
+requests wait, those that come too late leave, the next batch is formed, its properties are
+measured, an agent is asked, guards stand between its answer and the bank, the batch runs (unsure
+samples a second time where the plan says so), and shadow checks are queued. Whatever the agent
+does, a batch is served: an exception, an answer that is no plan, or too many slow answers lead to
+the safe plan.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.precision.answers import Outcome, answers_of, not_finite, tally, warm_up
+from runtime.precision.dropping import Dropping
 from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.properties import input_properties
@@ -145,6 +147,8 @@ class _Run:
         self._answer_within_s, self._second_s = answer_within_s, second_s
         self._plan = server._guards.safe
         self._taken, self._row = self._plan, self._plan.to_row()
+        self._dropping = Dropping(server._serving, server._guards)
+        self._dropping.plan_is(self._plan, 0.0)
         self._first, self._size, self._head = 0, 0, 0
         self._served = self._late = self._dropped = 0
         self._unreported = 0  # dropped, and no report says so yet
@@ -170,15 +174,13 @@ class _Run:
         """Wait for a request and take the next batch; return whether there is one."""
         arrival_s, serving = self._stream.arrival_s, self._parts._serving
         free_s = now_s = self._now_s()
-        if serving.drop_expired:
-            expired = int(np.searchsorted(arrival_s, now_s - serving.deadline_s, side="right"))
-            gone = max(expired - self._head, 0)
-            self._dropped += gone
-            self._head += gone
-            self._unreported += gone
-            if self._reports:
-                self._reports[-1][REPORT_INDEX["dropped"]] = self._unreported
-                self._unreported = 0
+        gone = self._dropping.count(arrival_s, self._head, now_s)
+        self._dropped += gone
+        self._head += gone
+        self._unreported += gone
+        if self._reports:
+            self._reports[-1][REPORT_INDEX["dropped"]] = self._unreported
+            self._unreported = 0
         if self._head >= len(arrival_s):
             return False
         possible_s = max(free_s, float(arrival_s[self._head]))
@@ -349,6 +351,7 @@ class _Run:
         self._rows.append(self._row)
         service_s, again = end_s - self._dispatch_s, figures.escalated / n
         self._last = (service_s, float(n), figures.margin, figures.low_margin, again)
+        self._dropping.plan_is(self._plan, again)
         self._busy_s += service_s
         self._head += n
         self._served += n

@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Drop(StrEnum):
+    """Which of the requests that wait leave unserved whenever the server is free.
+
+    What is late anyway makes what comes after it late: under a load beyond its capacity a server
+    that drops no more than what has expired answers everything just too late, for as long as that
+    load lasts. To drop what cannot be answered in time is the "early drop" of Nexus (Shen et al.,
+    SOSP 2019), there as here by the measured time of the batch that would be formed.
+    """
+
+    NEVER = "never"
+    EXPIRED = "expired"
+    """Those whose deadline has passed."""
+    LATE_AT_BEST = "late_at_best"
+    """Those too that even the fastest assignment that guards allow would answer late."""
+    LATE_AS_PLANNED = "late_as_planned"
+    """Those too that the plan in force would answer late: for plans that never change."""
 
 
 @dataclass(frozen=True)
@@ -13,7 +32,7 @@ class Serving:
     Attributes:
         deadline_s: Latency up to which an answer is in time, seconds > 0.
         max_batch: Largest batch, at most the profile's largest bucket.
-        drop_expired: Whether requests whose deadline has passed leave unserved.
+        drop: Which requests leave unserved.
         shadow_fraction: Share of the requests that are checked at the reference level, off the
             critical path; 0 checks none.
         shadow_delay_s: Time from the end of a batch until the results of its checks are known.
@@ -23,7 +42,7 @@ class Serving:
 
     deadline_s: float
     max_batch: int
-    drop_expired: bool = True
+    drop: Drop = Drop.LATE_AT_BEST
     shadow_fraction: float = 0.02
     shadow_delay_s: float = 0.1
     shadow_window: int = 128
@@ -35,6 +54,7 @@ class Serving:
         Raises:
             ValueError: Names the field and its range.
         """
+        object.__setattr__(self, "drop", Drop(self.drop))
         if not 0.0 < self.deadline_s < math.inf:
             raise ValueError(f"deadline_s is {self.deadline_s}; expected finite seconds > 0")
         if not 0.0 <= self.shadow_fraction <= 1.0:

@@ -29,7 +29,7 @@ REPORT_COLUMNS: tuple[str, ...] = (
     "end_s",  # when its results were there
     "escalated",  # requests that were run a second time
     "late",  # requests whose latency exceeded the deadline
-    "dropped",  # requests that expired unserved between `start_s` and the next decision
+    "dropped",  # requests that left unserved between `start_s` and the next decision
     "switched",  # stages whose level differs from the batch before
     "correct",  # requests answered correctly, NaN without labels; never part of an observation
     "correct_in_time",  # correct and within the deadline, NaN without labels; likewise
@@ -45,7 +45,7 @@ PRECISION_SIGNALS: tuple[str, ...] = (
     "requests_in",  # arrived since the start
     "requests_served",  # answered, late or not
     "requests_late",  # answered after the deadline
-    "requests_dropped",  # expired unserved
+    "requests_dropped",  # left unserved, too late to be answered in time
     "busy_s",  # time spent serving since the start
     "waiting",  # requests that wait, those of the batch included
     "batch",  # requests of the batch that is about to be dispatched (0: the stream is over)

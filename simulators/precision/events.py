@@ -1,8 +1,8 @@
 """The compiled rules of one simulated server: serve a batch, form the next one, check in shadow.
 
 Order within a step: the plan is taken over; the batch is served; its checks are queued; requests
-that have expired by then are dropped; an idle server jumps to the next arrival; the next batch is
-formed; the checks that are known by then enter the window; the signals are written.
+that come too late are dropped; an idle server jumps to the next arrival; the next batch is formed;
+the checks that are known by then enter the window; the signals are written.
 """
 
 from __future__ import annotations
@@ -185,18 +185,50 @@ def clip_rates(assignment: int, m: Model, s: State) -> None:
 
 
 @inner
-def form_batch(arrived: Arrived, m: Model, s: State) -> Any:
-    """Drop what has expired, wait for a request, form the next batch; return the drops."""
+def least_s(requests: int, m: Model, s: State) -> Any:
+    """Return the time left with which a batch of so many requests can still be answered."""
+    b = unsigned(m.bucket_of[unsigned(requests)])
+    if not m.drops_as_planned:
+        return m.least_s[b]
+    n_stages = m.levels.shape[1]
+    assignment = assignment_of(0, m, s)
+    time_s = m.base_s[unsigned(assignment), b]
+    if s.plan[unsigned(n_stages)] > 0.0:
+        again = assignment_of(n_stages + 1, m, s)
+        # As many as lately: share of the last batch.
+        marked = nb.int64(s.signals[13] * requests + 0.5)
+        if again != assignment and marked > 0:
+            time_s += m.base_s[unsigned(again), unsigned(m.bucket_of[unsigned(marked)])]
+    return time_s
+
+
+@inner
+def drop_late(arrived: Arrived, m: Model, s: State) -> Any:
+    """Drop the waiting requests that cannot be answered in time; return their number."""
     server = s.server[0]
-    dropped = nb.int64(0)
+    count, _ = arrived_until(server.now_s, arrived)
     arrival_s, tick = arrival_time(server.head, server.tick, arrived)
-    if m.drop_expired:
-        while server.now_s - arrival_s >= m.deadline_s:
-            dropped += 1
-            server.head += 1
-            arrival_s, tick = arrival_time(server.head, tick, arrived)
+    dropped = nb.int64(0)
+    while server.now_s > arrival_s:
+        left_s = m.deadline_s - (server.now_s - arrival_s)
+        n = min(max(count - server.head, 1), m.max_batch)
+        if left_s > 0.0 and left_s >= least_s(n, m, s):
+            break
+        dropped += 1
+        server.head += 1
+        arrival_s, tick = arrival_time(server.head, tick, arrived)
     server.tick = tick
     server.dropped += dropped
+    return dropped
+
+
+@inner
+def form_batch(arrived: Arrived, m: Model, s: State) -> Any:
+    """Drop what comes too late, wait for a request, form the next batch; return the drops."""
+    server = s.server[0]
+    dropped = drop_late(arrived, m, s) if m.drops else nb.int64(0)
+    arrival_s, tick = arrival_time(server.head, server.tick, arrived)
+    server.tick = tick
     if arrival_s == math.inf:
         end_s = (len(arrived.before) - 1) * arrived.tick_s
         server.now_s = max(server.now_s, end_s)

@@ -5,8 +5,8 @@ tests demand the same bits from both. It reads the profile itself, not the engin
 keeps what the engine has no use for: the log of all requests.
 
 Order within a step: the plan is taken over; the batch is served; its checks are queued; requests
-that have expired by then are dropped; an idle server jumps to the next arrival; the next batch is
-formed; the checks that are known by then enter the window; the signals are written.
+that come too late are dropped; an idle server jumps to the next arrival; the next batch is formed;
+the checks that are known by then enter the window; the signals are written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan, assignment_index
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from runtime.precision.snapshot import (
     LOW_MARGIN,
     REPORT_COLUMNS,
@@ -69,9 +69,16 @@ class ReferenceServer:
         log: All requests that were served or dropped, in order of arrival.
     """
 
-    def __init__(self, profile: PrecisionProfile, serving: Serving) -> None:
-        """Describe the server; `reset` must be called before `step`."""
+    def __init__(
+        self,
+        profile: PrecisionProfile,
+        serving: Serving,
+        fastest_s: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Describe the server; `reset` must be called before `step`; see `PrecisionEngine`."""
         self.profile, self.serving = profile, serving
+        table = profile.latency_table_s()
+        self._fastest_s = table.min(axis=0) if fastest_s is None else fastest_s
         self.layout = SignalLayout(len(profile.stages), profile.property_names)
         self._residual = profile.residual_table()
 
@@ -224,12 +231,10 @@ class ReferenceServer:
 
     def _form_batch(self) -> None:
         deadline_s = self.serving.deadline_s
-        while (
-            self.serving.drop_expired and self.now_s - self.arrivals.time_s(self.head) >= deadline_s
-        ):
-            expired = self.request(self.head)
-            expired.fate = "dropped"
-            self.log.append(expired)
+        while self._comes_too_late():
+            hopeless = self.request(self.head)
+            hopeless.fate = "dropped"
+            self.log.append(hopeless)
             self.head += 1
             self.dropped += 1
         arrival_s = self.arrivals.time_s(self.head)
@@ -254,6 +259,30 @@ class ReferenceServer:
             "batch": len(self.batch),
             "head_slack_s": slack_s,
         }
+
+    def _comes_too_late(self) -> bool:
+        """Return whether the first request waits and is to leave unserved."""
+        drop, arrival_s = self.serving.drop, self.arrivals.time_s(self.head)
+        if drop is Drop.NEVER or arrival_s >= self.now_s:
+            return False
+        left_s = self.serving.deadline_s - (self.now_s - arrival_s)
+        waiting = max(self.arrivals.until(self.now_s)[0] - self.head, 1)
+        n = min(waiting, self.serving.max_batch)
+        needed_s = 0.0
+        if drop is Drop.LATE_AT_BEST:
+            needed_s = float(self._fastest_s[bucket_of(n, self.profile.buckets)])
+        elif drop is Drop.LATE_AS_PLANNED:
+            needed_s = self._planned_s(n)
+        return left_s <= 0.0 or left_s < needed_s
+
+    def _planned_s(self, requests: int) -> float:
+        """Return the mean time of a batch under the plan in force; as many again as lately."""
+        plan = self.plan
+        time_s = self.profile.predict_latency_s(plan.levels, requests)
+        again = int(self.signals["last_escalated_share"] * requests + 0.5)
+        if plan.escalate_below > 0.0 and plan.escalate_levels != plan.levels and again:
+            time_s += self.profile.predict_latency_s(plan.escalate_levels, again)
+        return time_s
 
     def _write_properties(self) -> None:
         for f, name in enumerate(self.profile.property_names):

@@ -217,9 +217,12 @@ def test_the_multiplier_is_logged_and_survives_an_interrupt(
 
 
 def test_policies_below_the_accuracy_floor_are_judged_last(listed: StagedPrecisionConfig) -> None:
+    workload = listed.workload
+    crowded = replace(workload, arrivals=workload.arrivals.scaled(4.3))
+
     def scores(floor: float) -> dict[str, float]:
-        world = replace(listed, reward=PrecisionWeights(accuracy_floor=floor))
-        score = judge(world, 16)
+        weights = PrecisionWeights(accuracy_floor=floor)
+        score = judge(replace(listed, workload=crowded, reward=weights), 16)
         rows = {name: np.tile(plan.to_row(), (16, 1)) for name, plan in TABLES.plans.items()}
         return {name: score(ConstantRows(own)) for name, own in rows.items()}
 

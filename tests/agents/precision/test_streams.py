@@ -14,6 +14,7 @@ from agents.precision.api import (
     Separately,
     effective_accuracies,
     run_streams,
+    served_by,
 )
 from agents.precision.clairvoyant import (
     WindowRows,
@@ -33,6 +34,7 @@ from agents.precision.saved import rule_of, saved_rule
 from agents.precision.tuning import SideBySide, row_accuracies, tune
 from envs.precision.config import StagedPrecisionConfig
 from runtime.precision.plan import PrecisionPlan
+from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.workload import ListedConditions
 
@@ -74,11 +76,13 @@ def test_a_rule_for_many_servers_decides_as_it_does_for_one(
 ) -> None:
     one = Episodes(episodes.keys[:1], episodes.starts[:1])
     together = run_streams(world, _rule(name, world_known), episodes)
-    alone = run_streams(world, Separately(lambda k: _rule(name, world_known)), one)
+    kind = _rule(name, world_known).decides
+    separately = Separately(lambda k: _rule(name, world_known), decides=kind)
+    alone = run_streams(world, separately, one)
     np.testing.assert_array_equal(together.reports[0], alone.reports[0])
     np.testing.assert_array_equal(together.plans[0], alone.plans[0])
     if name != "equal_duty":  # its server k draws numbers of its own
-        each = run_streams(world, Separately(lambda k: _rule(name, world_known)), episodes)
+        each = run_streams(world, separately, episodes)
         for k in range(3):
             np.testing.assert_array_equal(together.plans[k], each.plans[k])
 
@@ -91,6 +95,25 @@ def test_a_second_run_of_the_same_rule_repeats_the_first(
     first, second = (run_streams(world, rule, episodes) for _ in range(2))
     for a, b in zip(first.reports, second.reports, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_plan_that_never_changes_is_not_held_to_what_a_faster_one_could_do(
+    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
+) -> None:
+    slow = uniforms(world_known, ("fp32", "bf16", "int8", "int8_half"))[0]
+    serving = served_by(world, slow).serving
+    assert (world.serving.drop, serving.drop) == (Drop.LATE_AT_BEST, Drop.LATE_AS_PLANNED)
+    assert replace(serving, drop=world.serving.drop) == world.serving
+    patient = replace(world, serving=replace(world.serving, drop=Drop.NEVER))
+    assert served_by(patient, slow).serving is patient.serving
+
+    class Stubborn(Static):
+        decides = True
+
+    stubborn = Stubborn("", slow.plan)
+    assert served_by(world, stubborn) is world
+    own, at_best = (effective_accuracies(world, agent, episodes) for agent in (slow, stubborn))
+    assert (own > at_best + 0.05).all()  # the stream overloads it
 
 
 def test_only_agents_that_decide_take_time_for_it(

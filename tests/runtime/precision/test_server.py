@@ -18,7 +18,7 @@ from runtime.precision.server import (
     SLOW_ANSWERS,
     PrecisionServer,
 )
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX, PrecisionSnapshot, SignalLayout
 from runtime.precision.streams import NO_ANSWER, RequestStream, Served
@@ -65,8 +65,8 @@ class Agent:
         return self.rule(snapshot)  # type: ignore[return-value]
 
 
-def _guards() -> PrecisionGuards:
-    tables = BankTables(2, 2, (1, 8), np.ones(4), np.full((4, 2), 1e-3))
+def _guards(pass_s: float = 1e-3) -> PrecisionGuards:
+    tables = BankTables(2, 2, (1, 8), np.ones(4), np.full((4, 2), pass_s))
     return PrecisionGuards(PrecisionLimits(), tables, SAFE, LAYOUT)
 
 
@@ -198,9 +198,28 @@ def test_expired_requests_leave_unserved_and_late_ones_count() -> None:
     assert late == (served.latency_s[:n] > 0.05).sum()
     right = served.reports[:, REPORT_INDEX["correct_in_time"]].sum()
     assert right == n - late
-    patient = Serving(deadline_s=0.05, max_batch=1, drop_expired=False)
+    patient = Serving(deadline_s=0.05, max_batch=1, drop=Drop.NEVER)
     served = _serve(Bank(0.02), Agent(lambda s: PrecisionPlan((0, 0))), np.zeros(6), patient)
     assert len(served.reports) == 6
+
+
+def test_requests_that_no_plan_answers_in_time_leave_unserved() -> None:
+    # Of 40 at once, one every 20 ms, with a deadline of 200 ms; 60 ms are thought to be needed.
+    bank = Bank(0.02)
+    server = PrecisionServer(
+        bank,
+        Agent(lambda s: PrecisionPlan((0, 0))),
+        _guards(pass_s=0.06),
+        Serving(deadline_s=0.2, max_batch=1),
+        ShadowCheck(bank, 2, 0.0),
+        lambda x: np.array([0.0]),
+    )
+    served = server.serve(_stream(np.zeros(40)), LAYOUT)
+    reports = served.reports
+    assert reports[:, REPORT_INDEX["late"]].sum() == 0
+    assert 3 <= len(reports) <= 8
+    assert len(reports) + reports[:, REPORT_INDEX["dropped"]].sum() == 40
+    assert served.latency_s[: len(reports)].max() < 0.2
 
 
 def test_switches_are_explained() -> None:

@@ -18,7 +18,7 @@ from runtime.precision.guards import PrecisionGuards
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.properties import PROPERTY_NAMES
 from runtime.precision.server import PrecisionServer, batch_properties
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from runtime.precision.shadow import ShadowCheck
 from runtime.precision.snapshot import REPORT_INDEX, PrecisionSnapshot, SignalLayout
 from runtime.precision.staging import StagedNetwork
@@ -71,7 +71,7 @@ def _serve(
     n = BATCH * batches
     x = inputs(bank.network.input_shape, n)
     guards = PrecisionGuards(limits or PrecisionLimits(), _tables(), SAFE, LAYOUT)
-    serving = Serving(deadline_s=1e3, max_batch=BATCH, drop_expired=False)
+    serving = Serving(deadline_s=1e3, max_batch=BATCH, drop=Drop.NEVER)
     with ShadowCheck(bank, S, fraction) as shadow:
         server = PrecisionServer(bank, Agent(rule), guards, serving, shadow, properties)
         served = server.serve(

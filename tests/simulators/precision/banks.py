@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan
-from runtime.precision.serving import Serving
+from runtime.precision.serving import Drop, Serving
 from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
 
 
@@ -88,7 +88,7 @@ def servings(draw: st.DrawFn, profile: PrecisionProfile) -> Serving:
     return Serving(
         deadline_s=draw(st.sampled_from([0.03, 0.1, 0.5])),
         max_batch=draw(st.integers(1, profile.buckets[-1])),
-        drop_expired=draw(st.booleans()),
+        drop=draw(st.sampled_from(Drop)),
         shadow_fraction=draw(st.sampled_from([0.0, 0.3, 1.0])),
         shadow_delay_s=draw(st.sampled_from([0.0, 0.05, 0.3])),
         shadow_window=draw(st.sampled_from([1, 5, 40])),

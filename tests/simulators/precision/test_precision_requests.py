@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from envs.precision.config import default_config
+from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.engine import PrecisionEngine
 from simulators.precision.requests import requests_of
@@ -12,7 +13,7 @@ from simulators.precision.requests import requests_of
 
 def test_requests_are_those_that_the_engine_serves() -> None:
     base = default_config()
-    config = replace(base, serving=replace(base.serving, max_batch=1, drop_expired=False))
+    config = replace(base, serving=replace(base.serving, max_batch=1, drop=Drop.NEVER))
     key, n_ticks = np.array([2**63 + 11], dtype=np.uint64), 400
     counts = config.workload.arrivals.counts(key, np.array([70]), n_ticks)
     segments = config.workload.conditions.segments(key, 0.05 * n_ticks)
