@@ -184,6 +184,11 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def switch_beyond_s(at: BucketLatencies) -> float:
+    """Return how much longer first calls after another assignment take, median, seconds."""
+    return float(np.median(at.switch_s - at.steady_s))
+
+
 def rival_table(measured: list[BucketLatencies]) -> pd.DataFrame:
     """Return a row per rival and batch size: latency and accuracy on held-out samples."""
     rows = [
@@ -203,7 +208,7 @@ def fit_table(measured: list[BucketLatencies]) -> pd.DataFrame:
             "mean": float(np.abs(at.held_out).mean()),
             "worst": float(np.abs(at.held_out).max()),
             "sigma": at.sigma,
-            "switch_over_steady_us": 1e6 * float(np.median(at.switch_s - at.steady_s)),
+            "switch_over_steady_us": 1e6 * switch_beyond_s(at),
         }
         for at in measured
     ]

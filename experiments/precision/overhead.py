@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from runtime.precision.properties import PROPERTY_NAMES
 from runtime.precision.server import PrecisionServer
 from runtime.precision.serving import Drop, Serving
 from runtime.precision.shadow import ShadowCheck
-from runtime.precision.snapshot import REPORT_INDEX
+from runtime.precision.snapshot import REPORT_INDEX, PrecisionSnapshot
 from runtime.precision.streams import RequestStream
 
 _BATCHES = 12
@@ -39,7 +39,7 @@ class Overhead(NamedTuple):
 
     Attributes:
         serving_s: Under a plan that never changes.
-        decision_s: What a policy network takes beyond that.
+        decision_s: What a policy network takes beyond that, each of whose plans is a new one.
     """
 
     serving_s: float
@@ -54,6 +54,24 @@ def untrained(inputs: int, outputs: int) -> Network:
         for m, n in pairwise((inputs, _HIDDEN, _HIDDEN, outputs))
     )
     return Network(layers)
+
+
+class _Restless:
+    """Asks a policy, and gives two plans of the same levels in turn: margins mean nothing then."""
+
+    name = "restless"
+
+    def __init__(self, policy: PrecisionBundlePolicy, plan: PrecisionPlan) -> None:
+        self._policy = policy
+        both = (PrecisionPlan(plan.levels, margin, plan.levels) for margin in (0.25, 0.5))
+        self._plans = cycle(both)
+
+    def reset(self) -> None:
+        self._policy.reset()
+
+    def decide(self, snapshot: PrecisionSnapshot) -> PrecisionPlan:
+        self._policy.decide(snapshot)
+        return next(self._plans)
 
 
 class ServedBatches:
@@ -91,7 +109,7 @@ class ServedBatches:
         return PrecisionPlan((level,) * self.n_stages)
 
     def policy(self, plan: PrecisionPlan) -> PrecisionAgent:
-        """Return a policy network that chooses among tables that are all the same plan."""
+        """Return a policy network whose every decision is another plan with the same levels."""
         actions = TableActions({str(k): plan for k in range(_TABLES)})
         bundle = PrecisionBundle(
             name="policy",
@@ -105,7 +123,7 @@ class ServedBatches:
             safe=plan,
             serving=self._serving,
         )
-        return PrecisionBundlePolicy(bundle)
+        return _Restless(PrecisionBundlePolicy(bundle), plan)
 
     def served_s(self, agent: PrecisionAgent, safe: PrecisionPlan) -> np.ndarray:
         """Return the time from each served batch to the next one, float64 [_BATCHES - 1]."""
@@ -134,7 +152,7 @@ def serving_overhead(trained: TrainedBank, batch: Tensor, rounds: int) -> Overhe
     """Return how much longer a served batch takes than a pass through the bank.
 
     From one batch formed to the next one. Bare passes, batches under a constant plan and batches
-    under a policy that always comes to that plan take turns, at every level; medians count.
+    under a policy that always comes to those levels take turns, at every level; medians count.
 
     Args:
         trained: The bank.

@@ -13,7 +13,7 @@ from experiments.precision.answers import HELD_OUT, Answers, exact_answers, mode
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.calibration import CalibrationNode
 from experiments.precision.data import Part
-from experiments.precision.latencies import BucketLatencies
+from experiments.precision.latencies import BucketLatencies, switch_beyond_s
 from experiments.training import Report
 from runtime.precision.corruptions import corrupt
 from runtime.precision.machine import sqnr_db
@@ -66,6 +66,7 @@ def build_profile(
         property_names=PROPERTY_NAMES,
         fixed_s=np.array([at.overhead.serving_s for at in measured]),
         decision_s=np.array([at.overhead.decision_s for at in measured]),
+        switch_s=np.array([max(switch_beyond_s(at), 0.0) for at in measured]),
         latency_s=latency_s,
         transition_s=np.maximum(transition_s, _least_transition_s(latency_s)),
         sigma=np.array([at.sigma for at in measured]),

@@ -30,7 +30,7 @@ from simulators.arrived import (
     unsigned,
 )
 from simulators.compiled import bind, inner, jit
-from simulators.precision.events import collect_checks, form_batch, serve
+from simulators.precision.events import assignment_of, collect_checks, form_batch, serve
 from simulators.precision.model import Model, build_model
 from simulators.precision.profile import PrecisionProfile
 from simulators.precision.state import State, allocate_state
@@ -222,6 +222,7 @@ def _reset(
         s.server[0].key = keys[i]
         s.signals[17] = 1.0  # without checks the interval is [0, 1]
         _set_plan(plan, s)
+        s.server[0].ran = assignment_of(0, m, s)
         form_batch(own_arrivals(envs[i], arrived), m, s)
 
 

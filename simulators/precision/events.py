@@ -55,11 +55,15 @@ def mark_escalated(assignment: int, m: Model, s: State) -> Any:
 
 @inner
 def pass_s(assignment: int, requests: int, draw: int, m: Model, s: State) -> Any:
-    """Return how long one pass of the batch takes, seconds."""
+    """Run one pass of the batch; return how long it takes, seconds."""
     server = s.server[0]
     b = unsigned(m.bucket_of[unsigned(requests)])
     cell = uniform(server.key, _SERVICE, server.batches, draw) * m.residual.shape[1]
-    return m.base_s[unsigned(assignment), b] * m.residual[b, unsigned(nb.int64(cell))]
+    time_s = m.base_s[unsigned(assignment), b] * m.residual[b, unsigned(nb.int64(cell))]
+    if assignment != server.ran:
+        time_s += m.switch_s[b]
+        server.ran = assignment
+    return time_s
 
 
 @inner

@@ -23,6 +23,7 @@ class Model(NamedTuple):
     Attributes:
         base_s: float64 [A, B], mean service time of one pass.
         decision_s: float64 [B], time in which an agent decides for a batch.
+        switch_s: float64 [B], how much longer the first pass after one at other levels takes.
         residual: float64 [B, cells], equally likely factors of it.
         bucket_of: int64 [max_batch + 1], bucket of each batch size.
         outcome: uint16 [C, A, n]: margin, then a bit for a correct answer (`CORRECT_BIT`) and one
@@ -45,6 +46,7 @@ class Model(NamedTuple):
 
     base_s: NDArray[np.float64]
     decision_s: NDArray[np.float64]
+    switch_s: NDArray[np.float64]
     residual: NDArray[np.float64]
     bucket_of: NDArray[np.int64]
     outcome: NDArray[np.uint16]
@@ -94,6 +96,7 @@ def build_model(
     return Model(
         base_s=base_s,
         decision_s=profile.decision_s,
+        switch_s=profile.switch_s,
         residual=profile.residual_table(),
         bucket_of=np.array([bucket_of(size, profile.buckets) for size in sizes]),
         outcome=profile.margin.astype(np.uint16) | correct | agrees,

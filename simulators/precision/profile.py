@@ -4,9 +4,10 @@ Serving a batch in bucket b with levels l takes
 
     (fixed_s[b] + sum over k of latency_s[b, k, l_k] + sum over k of transition_s[b, k, l_k, l_k+1])
 
-times a lognormal residual with mean 1, and decision_s[b] where an agent decides for it. The parts
-are profiled inside the running chain: sums of isolated timings miss. Answers are exact: the label
-and the output margin of every sample under every assignment and every condition are stored.
+times a lognormal residual with mean 1, and decision_s[b] where an agent decides for it, and
+switch_s[b] where the pass before it ran other levels. The parts are profiled inside the running
+chain: sums of isolated timings miss. Answers are exact: the label and the output margin of every
+sample under every assignment and every condition are stored.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class PrecisionProfile:
         fixed_s: float64 [B], cost per batch, seconds >= 0.
         decision_s: float64 [B], what an agent takes that decides for every batch, beyond one that
             always gives the same plan, seconds >= 0: a policy network, and about what rules take.
+        switch_s: float64 [B], how much longer the first pass after one at other levels takes,
+            seconds >= 0.
         latency_s: float64 [B, S, P], in situ, seconds >= 0.
         transition_s: float64 [B, S-1, P, P], from the level of stage k to that of stage k+1,
             seconds; a negative one means that a pair of levels saves work at its border.
@@ -75,6 +78,7 @@ class PrecisionProfile:
     property_names: tuple[str, ...]
     fixed_s: NDArray[np.float64]
     decision_s: NDArray[np.float64]
+    switch_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     transition_s: NDArray[np.float64]
     sigma: NDArray[np.float64]
@@ -225,6 +229,7 @@ def array_types(profile: PrecisionProfile) -> dict[str, tuple[type[np.generic], 
     return {
         "fixed_s": (np.float64, (b,)),
         "decision_s": (np.float64, (b,)),
+        "switch_s": (np.float64, (b,)),
         "latency_s": (np.float64, (b, s, p)),
         "transition_s": (np.float64, (b, s - 1, p, p)),
         "sigma": (np.float64, (b,)),
@@ -275,7 +280,7 @@ def _check_shapes(profile: PrecisionProfile) -> None:
 
 
 def _check_values(profile: PrecisionProfile) -> None:
-    for field in ("fixed_s", "decision_s", "latency_s", "sigma", "clip_rate", "bytes"):
+    for field in ("fixed_s", "decision_s", "switch_s", "latency_s", "sigma", "clip_rate", "bytes"):
         array = getattr(profile, field)
         if not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(f"{field} holds {_worst(array)}; expected finite numbers >= 0")

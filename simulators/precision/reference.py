@@ -103,6 +103,7 @@ class ReferenceServer:
         self.arrivals = ReferenceArrivals(counts, tick_s)
         self.now_s = self.busy_s = 0.0
         self.plan, self.version = plan, 0
+        self._ran = plan.levels  # in the last pass
         self.batches = self.served = self.late = self.dropped = self.head = 0
         self.batch: list[Request] = []
         self.log: list[Request] = []
@@ -137,9 +138,14 @@ class ReferenceServer:
         return int(self.profile.label[request.condition, index, request.sample])
 
     def _pass_s(self, levels: tuple[int, ...], requests: int, draw: int) -> float:
-        cells = self._residual[bucket_of(requests, self.profile.buckets)]
+        bucket = bucket_of(requests, self.profile.buckets)
+        cells = self._residual[bucket]
         place = uniform_reference(self.key, SERVICE_STREAM, self.batches, draw) * len(cells)
-        return self.profile.predict_latency_s(levels, requests) * float(cells[int(place)])
+        time_s = self.profile.predict_latency_s(levels, requests) * float(cells[int(place)])
+        if levels != self._ran:
+            time_s += float(self.profile.switch_s[bucket])
+        self._ran = levels
+        return time_s
 
     def step(self, plan: PrecisionPlan) -> PrecisionSnapshot:
         """Serve the batch under a plan and return what the controller sees then."""

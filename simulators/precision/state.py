@@ -22,6 +22,7 @@ SERVER = np.dtype(
         ("segment", np.int64),  # stretch of the condition schedule that holds the head
         ("batches", np.int64),  # batches served so far
         ("version", np.int64),  # of the plan in force, -1 before the first
+        ("ran", np.int64),  # assignment of the last pass
         ("served", np.int64),
         ("late", np.int64),
         ("dropped", np.int64),

@@ -35,6 +35,7 @@ class SyntheticParameters:
         border_s: Time per request to convert between two different levels, seconds.
         fixed_s: Time per batch, seconds.
         decision_s: Time in which an agent decides for a batch, seconds.
+        switch_s: How much longer the first pass after one at other levels takes, seconds.
         sigma: Standard deviation of the logarithm of the residual.
         level_noise: Noise that each level adds to the score of a sample on clean inputs.
         sensitivity: How much of a level's noise each stage passes on.
@@ -54,6 +55,7 @@ class SyntheticParameters:
     border_s: float = 0.03e-3
     fixed_s: float = 0.5e-3
     decision_s: float = 0.0
+    switch_s: float = 0.0
     sigma: float = 0.05
     level_noise: tuple[float, ...] = (0.0, 0.03, 0.12, 0.55)
     sensitivity: tuple[float, ...] = (1.4, 0.8, 0.8, 1.2)
@@ -85,6 +87,7 @@ def synthetic_profile(parameters: SyntheticParameters | None = None) -> Precisio
         property_names=_PROPERTIES,
         fixed_s=fixed_s,
         decision_s=np.full(len(p.buckets), p.decision_s),
+        switch_s=np.full(len(p.buckets), p.switch_s),
         latency_s=latency_s,
         transition_s=transition_s,
         sigma=np.full(len(p.buckets), p.sigma),

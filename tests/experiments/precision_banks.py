@@ -38,9 +38,9 @@ def _declared(trained: TrainedBank, bucket: int) -> BucketLatencies:
     fit = LatencyFit(stage_s, np.zeros((s - 1, p, p)), nothing)
     return BucketLatencies(
         bucket=bucket,
-        assignments=np.zeros((0, s), dtype=np.int64),
-        steady_s=nothing,
-        switch_s=nothing,
+        assignments=np.zeros((1, s), dtype=np.int64),
+        steady_s=stage_s[:, 0].sum(keepdims=True),
+        switch_s=stage_s[:, 0].sum(keepdims=True) + 5e-5,
         sigma=0.01,
         rivals_s={},
         rivals_accuracy={},

@@ -159,7 +159,7 @@ def _rewrite(path: Path, name: str, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "format_version is 99; expected 2"),
+        ({"format_version": 99}, "format_version is 99; expected 3"),
         ({"levels": "int8"}, "levels is 'int8'; expected a list of str"),
         ({"emulated": [0, 1, 0]}, "emulated is .*; expected a list of bool"),
         ({"buckets": [1.5]}, "buckets is .*; expected a list of int"),

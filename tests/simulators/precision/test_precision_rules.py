@@ -17,7 +17,7 @@ from runtime.precision.serving import Drop, Serving
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.engine import PrecisionEngine
 from simulators.precision.metrics import arrival_times_s, latencies_s, summarise
-from simulators.precision.profile import PrecisionProfile
+from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
 from simulators.precision.reference import ReferenceServer
 from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
 from simulators.precision.workload import ListedConditions, Segments
@@ -178,6 +178,7 @@ def by_hand() -> PrecisionProfile:
         buckets=(1, 2, 4),
         fixed_s=np.array([0.01, 0.02, 0.03]),
         decision_s=np.zeros(3),
+        switch_s=np.zeros(3),
         latency_s=np.array([[[0.10, 0.01]], [[0.15, 0.02]], [[0.25, 0.04]]]),
         transition_s=np.zeros((3, 0, 2, 2)),
         sigma=np.zeros(3),
@@ -340,6 +341,7 @@ def test_a_plan_that_never_changes_drops_by_its_own_time() -> None:
         random_profile(0, stages=1, levels=2, buckets=(1,), conditions=1),
         fixed_s=np.array([1e-3]),
         decision_s=np.zeros(1),
+        switch_s=np.zeros(1),
         latency_s=np.array([[[1.0, 0.0]]]),
         sigma=np.zeros(1),
     )
@@ -367,6 +369,35 @@ def test_a_server_that_waits_serves_even_what_nothing_answers_in_time() -> None:
         rows = own(reports, 0)
         assert rows[:, [REPORT_INDEX["requests"], REPORT_INDEX["dropped"]]].sum() == 60
         assert rows[:, REPORT_INDEX["late"]].sum() == rows[:, REPORT_INDEX["requests"]].sum()
+
+
+def test_a_pass_at_other_levels_than_the_last_one_takes_longer() -> None:
+    profile = replace(
+        random_profile(0, stages=1, levels=2, buckets=(1,), conditions=1),
+        fixed_s=np.array([0.1]),
+        decision_s=np.zeros(1),
+        switch_s=np.array([0.02]),
+        latency_s=np.array([[[0.04, 0.0]]]),
+        sigma=np.zeros(1),
+    )
+    sure = replace(profile, margin=np.full_like(profile.margin, MARGIN_STEPS))
+    unsure = replace(profile, margin=np.zeros_like(profile.margin))
+    fine, coarse = PrecisionPlan((0,)), PrecisionPlan((1,))
+    cascade = PrecisionPlan((1,), 0.5, (0,))
+    for bank, plans_of, expected_s in (
+        (sure, [fine, fine, coarse, coarse, fine], [0.14, 0.14, 0.12, 0.1, 0.16]),
+        # A second pass is always at other levels, and so is the first one after it.
+        (unsure, [coarse, cascade, cascade, coarse], [0.12, 0.26, 0.28, 0.12]),
+        (sure, [cascade, cascade, fine], [0.12, 0.1, 0.16]),
+    ):
+        engine = PrecisionEngine(bank, Serving(10.0, 1), 1)
+        segments = ListedConditions().segments(np.zeros(1, np.uint64), 1.0)
+        engine.reset(np.zeros(1, np.uint64), np.full((1, 1), 9), 1e-3, segments, fine)
+        for plan, time_s in zip(plans_of, expected_s, strict=True):
+            engine.step(plan.to_row()[None])
+            report = engine.reports[0]
+            took_s = report[REPORT_INDEX["end_s"]] - report[REPORT_INDEX["start_s"]]
+            assert took_s == pytest.approx(time_s)
 
 
 def test_conditions_follow_the_arrival_not_the_dispatch() -> None:
