@@ -68,6 +68,8 @@ class RowPlan(Protocol):
 class Separately:
     """Runs one agent of a single world in each of N worlds."""
 
+    observes = False
+
     def __init__(
         self, make_agent: Callable[[int], Decider[Any, RowPlan]], *, decides: bool = True
     ) -> None:
@@ -99,7 +101,7 @@ class Separately:
 class ConstantRows:
     """Proposes the same plan at every decision, another one in every world."""
 
-    decides = False
+    decides = observes = False
 
     def __init__(self, rows: NDArray[np.float64]) -> None:
         """Keep plan rows, float64 [N, plan columns]."""

@@ -27,6 +27,7 @@ __all__ = [
     "accuracies",
     "decides",
     "effective_accuracies",
+    "observes",
     "run_streams",
     "served_by",
 ]
@@ -68,6 +69,15 @@ def decides(agent: object) -> bool:
     return bool(getattr(agent, "decides", True))
 
 
+def observes(agent: object) -> bool:
+    """Return whether an agent for many servers decides by the environment's observations.
+
+    Agents are taken to do so unless their attribute `observes` says otherwise: those that look at
+    the signals alone, or encode them themselves.
+    """
+    return bool(getattr(agent, "observes", True))
+
+
 def served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionConfig:
     """Return the world as it is with an agent.
 
@@ -80,6 +90,12 @@ def served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionCo
     if serving.drop is Drop.LATE_AT_BEST:
         serving = replace(serving, drop=Drop.LATE_AS_PLANNED)
     return replace(config, profile=config.profile.without_decisions(), serving=serving)
+
+
+def _servers_for(
+    config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
+) -> Servers:
+    return Servers(served_by(config, agent), len(episodes.keys), observe=observes(agent))
 
 
 def run_streams(
@@ -95,7 +111,7 @@ def run_streams(
         agent: Who decides.
         episodes: Which streams.
     """
-    servers = Servers(served_by(config, agent), len(episodes.keys))
+    servers = _servers_for(config, agent, episodes)
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine
@@ -148,7 +164,7 @@ def accuracies(
     config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
 ) -> Accuracies:
     """Return the accuracies of an agent; the figures of `run_streams`, without keeping reports."""
-    servers = Servers(served_by(config, agent), len(episodes.keys))
+    servers = _servers_for(config, agent, episodes)
     observation = servers.begin(episodes.keys, episodes.starts)
     agent.begin(servers)
     engine = servers.engine

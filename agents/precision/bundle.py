@@ -19,6 +19,8 @@ class BundleStreams:
     in training: a world with another profile of the same bank may normalise differently.
     """
 
+    observes = False
+
     def __init__(self, bundle: PrecisionBundle) -> None:
         """Keep the bundle."""
         self._bundle = bundle

@@ -22,7 +22,7 @@ _TIME = 0  # column of the time in the signals
 class WindowRows:
     """Proposes a given plan in each window of time, another sequence in every server."""
 
-    decides = False
+    decides = observes = False
 
     def __init__(self, rows: NDArray[np.float64], window_s: float) -> None:
         """Keep the plans.

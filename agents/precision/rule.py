@@ -25,6 +25,8 @@ class Rule(ABC):
     name: ClassVar[str]
     decides: ClassVar[bool] = True
     """Whether it looks at what happens; see `agents.precision.api.decides`."""
+    observes: ClassVar[bool] = False
+    """Whether it decides by observations; see `agents.precision.api.observes`."""
 
     def forget(self, n: int) -> None:
         """Forget the past; N servers start."""

@@ -33,6 +33,8 @@ class Tuned(NamedTuple, Generic[RuleT]):
 class SideBySide:
     """Runs several rules at once, each on its own block of servers."""
 
+    observes = False
+
     def __init__(self, rules: Sequence[Rule]) -> None:
         """Keep the rules; each decides for an equal share of the servers, in order.
 

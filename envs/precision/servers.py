@@ -33,14 +33,16 @@ class Servers:
         factors: float64 [N], its factor of the arrival rate.
     """
 
-    def __init__(self, config: StagedPrecisionConfig, n: int) -> None:
+    def __init__(self, config: StagedPrecisionConfig, n: int, *, observe: bool = True) -> None:
         """Allocate N servers; `reset` must be called first.
 
         Args:
             config: What each consists of.
             n: Number of servers N, at least 1.
+            observe: False: observations are left out, float32 [N, 0]. They are most of the work,
+                and whoever decides by signals does not look at them.
         """
-        self.config, self.n = config, n
+        self.config, self.n, self._observes = config, n, observe
         scale = config.scale()
         self.codec = PrecisionCodec(scale, n)
         self.guards = PrecisionGuards(
@@ -114,6 +116,11 @@ class Servers:
         self.guards.reset(chosen)
         self.plans[chosen] = config.safe_plan.to_row()
         # What has been encoded before comes out the same: the others lose nothing.
+        return self._observation()
+
+    def _observation(self) -> NDArray[np.float32]:
+        if not self._observes:
+            return np.zeros((self.n, 0), dtype=np.float32)
         return self.codec.encode(self.engine.signals)
 
     def counts(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
@@ -156,7 +163,7 @@ class Servers:
         self.cost = self.reward.cost(reports)
         reward: NDArray[np.float64] = reduce(np.add, self.terms.values())
         over = (signals[:, 0] >= self.config.horizon_s) | self.engine.finished
-        return self.codec.encode(signals), reward, np.asarray(over)
+        return self._observation(), reward, np.asarray(over)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions hold the guards' floors and targets now, bool [N, sum(nvec)]."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from agents.precision.api import (
     ConstantRows,
@@ -33,6 +34,7 @@ from agents.precision.rule import Rule
 from agents.precision.saved import rule_of, saved_rule
 from agents.precision.tuning import SideBySide, row_accuracies, tune
 from envs.precision.config import StagedPrecisionConfig
+from envs.precision.servers import Servers
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_INDEX
@@ -94,6 +96,31 @@ def test_a_second_run_of_the_same_rule_repeats_the_first(
     rule = _rule(name, world_known)
     first, second = (run_streams(world, rule, episodes) for _ in range(2))
     for a, b in zip(first.reports, second.reports, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_who_does_not_observe_loses_nothing_by_it(
+    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
+) -> None:
+    seen = []
+
+    class Watched(SlackFit):
+        def propose(
+            self, observation: NDArray[np.float32], signals: NDArray[np.float64]
+        ) -> NDArray[np.float64]:
+            seen.append(observation.shape)
+            return super().propose(observation, signals)
+
+    class Curious(Watched):
+        observes = True
+
+    size = Servers(world, 1).codec.size
+    curious = run_streams(world, Curious(world_known, 0.9), episodes)
+    assert set(seen) == {(len(episodes.keys), size)}
+    seen.clear()
+    plain = run_streams(world, Watched(world_known, 0.9), episodes)
+    assert set(seen) == {(len(episodes.keys), 0)}
+    for a, b in zip(curious.reports, plain.reports, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
