@@ -12,7 +12,6 @@ from agents.deciders import BatchDecider, ConstantRows, Decider, Episodes, Separ
 from envs.precision.config import StagedPrecisionConfig
 from envs.precision.servers import Servers
 from runtime.precision.plan import PrecisionPlan
-from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_COLUMNS, REPORT_INDEX, PrecisionSnapshot
 from simulators.precision.metrics import StreamSummary, arrival_times_s, summarise
 
@@ -29,7 +28,6 @@ __all__ = [
     "effective_accuracies",
     "observes",
     "run_streams",
-    "served_by",
 ]
 
 _REQUESTS, _DROPPED = REPORT_INDEX["requests"], REPORT_INDEX["dropped"]
@@ -78,24 +76,13 @@ def observes(agent: object) -> bool:
     return bool(getattr(agent, "observes", True))
 
 
-def served_by(config: StagedPrecisionConfig, agent: object) -> StagedPrecisionConfig:
-    """Return the world as it is with an agent.
-
-    One that does not decide takes no time for it, and what its plan in force answers late leaves
-    unserved even if another plan would be faster: that one never comes.
-    """
-    if decides(agent):
-        return config
-    serving = config.serving
-    if serving.drop is Drop.LATE_AT_BEST:
-        serving = replace(serving, drop=Drop.LATE_AS_PLANNED)
-    return replace(config, profile=config.profile.without_decisions(), serving=serving)
-
-
 def _servers_for(
     config: StagedPrecisionConfig, agent: PrecisionBatchAgent, episodes: Episodes
 ) -> Servers:
-    return Servers(served_by(config, agent), len(episodes.keys), observe=observes(agent))
+    """Return servers on which only agents that decide take time for it."""
+    if not decides(agent):
+        config = replace(config, profile=config.profile.without_decisions())
+    return Servers(config, len(episodes.keys), observe=observes(agent))
 
 
 def run_streams(

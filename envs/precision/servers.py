@@ -43,17 +43,12 @@ class Servers:
                 and whoever decides by signals does not look at them.
         """
         self.config, self.n, self._observes = config, n, observe
-        scale = config.scale()
-        self.codec = PrecisionCodec(scale, n)
-        self.guards = PrecisionGuards(
-            config.guards, config.bank_tables(), config.safe_plan, scale.signals, n
-        )
         self.engine = PrecisionEngine(
-            config.profile,
-            config.serving,
-            n,
-            n_segments=config.n_segments,
-            fastest_s=self.guards.tables.fastest_s,
+            config.profile, config.serving, n, n_segments=config.n_segments
+        )
+        self.codec = PrecisionCodec(config.scale(), n)
+        self.guards = PrecisionGuards(
+            config.guards, config.bank_tables(), config.safe_plan, self.engine.layout, n
         )
         serving = config.serving
         self.reward = PrecisionReward(

@@ -22,7 +22,6 @@ from agents.precision.api import (
     Streams,
     decides,
     run_streams,
-    served_by,
 )
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
@@ -265,7 +264,7 @@ def _serve(
     requests: Requests,
     second_s: float,
 ) -> RealRun:
-    serving, layout = served_by(world, agent).serving, world.scale().signals
+    serving, layout = world.serving, world.scale().signals
     guards = PrecisionGuards(world.guards, world.bank_tables(), world.safe_plan, layout)
     agent.reset()
     with ShadowCheck(

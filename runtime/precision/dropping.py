@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.precision.guards import PrecisionGuards
+from runtime.precision.guard_tables import BankTables
 from runtime.precision.plan import PrecisionPlan, assignment_index
 from runtime.precision.serving import Drop, Serving
 
@@ -17,22 +17,19 @@ from runtime.precision.serving import Drop, Serving
 class Dropping:
     """Counts the requests at the head of a queue that cannot be answered in time."""
 
-    def __init__(self, serving: Serving, guards: PrecisionGuards) -> None:
+    def __init__(self, serving: Serving, bank: BankTables) -> None:
         """Look up what batches take.
 
         Args:
             serving: With the rule, the deadline and the largest batch.
-            guards: With the times of all assignments, and which of them may run.
+            bank: With the times of all assignments.
         """
         self._rule, self._deadline_s = serving.drop, serving.deadline_s
-        self._max_batch, self._bank = serving.max_batch, guards.bank
-        place = np.searchsorted(self._bank.buckets, np.arange(serving.max_batch + 1))
+        self._max_batch, self._n_levels = serving.max_batch, bank.n_levels
+        place = np.searchsorted(bank.buckets, np.arange(serving.max_batch + 1))
         # Batches beyond the largest bucket are looked up in it, as guards do.
-        self._bucket = np.minimum(place, len(self._bank.buckets) - 1)
-        needed_s = guards.tables.fastest_s[self._bucket]
-        if serving.drop is not Drop.LATE_AT_BEST:
-            needed_s = np.zeros_like(needed_s)
-        self._needed_s: list[float] = needed_s.tolist()
+        self._times_s = bank.latency_s[:, np.minimum(place, len(bank.buckets) - 1)]
+        self._planned_s = [0.0] * (serving.max_batch + 1)
 
     def plan_is(self, plan: PrecisionPlan, escalated_share: float) -> None:
         """Tell which plan is in force, and what share of the last batch was run again.
@@ -41,20 +38,18 @@ class Dropping:
             plan: The plan.
             escalated_share: In [0, 1].
         """
-        if self._rule is not Drop.LATE_AS_PLANNED:
+        if self._rule is not Drop.LATE:
             return
-        needed_s = self._of(plan.levels)
-        self._needed_s = needed_s
+        self._planned_s = self._of(plan.levels)
         if plan.escalate_below > 0.0 and plan.escalate_levels != plan.levels:
             twice_s = self._of(plan.escalate_levels)
-            again = [int(escalated_share * n + 0.5) for n in range(len(needed_s))]
-            pairs = zip(needed_s, again, strict=True)
-            self._needed_s = [once + twice_s[n] * (n > 0) for once, n in pairs]
+            again = [int(escalated_share * n + 0.5) for n in range(len(twice_s))]
+            pairs = zip(self._planned_s, again, strict=True)
+            self._planned_s = [once + twice_s[n] * (n > 0) for once, n in pairs]
 
     def _of(self, levels: tuple[int, ...]) -> list[float]:
         """Return the mean time of one pass by batch size."""
-        assignment = assignment_index(levels, self._bank.n_levels)
-        times_s: list[float] = self._bank.latency_s[assignment, self._bucket].tolist()
+        times_s: list[float] = self._times_s[assignment_index(levels, self._n_levels)].tolist()
         return times_s
 
     def count(self, arrival_s: NDArray[np.float64], head: int, now_s: float) -> int:
@@ -71,8 +66,8 @@ class Dropping:
         count = int(np.searchsorted(arrival_s, now_s, side="left"))
         while head < count:
             left_s = self._deadline_s - (now_s - float(arrival_s[head]))
-            needed_s = self._needed_s[min(count - head, self._max_batch)]
-            if left_s > 0.0 and left_s >= needed_s:
+            planned_s = self._planned_s[min(count - head, self._max_batch)]
+            if left_s > 0.0 and left_s >= planned_s:
                 break
             head += 1
         return head - first

@@ -153,7 +153,6 @@ class Allowed:
         replacement: int64 [A, B]: the allowed assignment with the fewest level steps away, among
             those the most accurate, then the fastest; itself where allowed.
         conflict: bool [B], whether no assignment holds both.
-        fastest_s: float64 [B], mean service time of the fastest allowed one, seconds.
     """
 
     def __init__(self, limits: PrecisionLimits, bank: BankTables) -> None:
@@ -181,7 +180,6 @@ class Allowed:
             if self.conflict[b]:
                 self.allowed[_settle(limits.conflict, inside, self, b, bank), b] = True
             self.replacement[:, b] = _nearest(self.allowed[:, b], bank, b)
-        self.fastest_s = np.where(self.allowed, bank.latency_s, np.inf).min(axis=0)
 
 
 def _settle(

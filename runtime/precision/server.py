@@ -147,7 +147,7 @@ class _Run:
         self._answer_within_s, self._second_s = answer_within_s, second_s
         self._plan = server._guards.safe
         self._taken, self._row = self._plan, self._plan.to_row()
-        self._dropping = Dropping(server._serving, server._guards)
+        self._dropping = Dropping(server._serving, server._guards.bank)
         self._dropping.plan_is(self._plan, 0.0)
         self._first, self._size, self._head = 0, 0, 0
         self._served = self._late = self._dropped = 0

@@ -13,16 +13,16 @@ class Drop(StrEnum):
     What is late anyway makes what comes after it late: under a load beyond its capacity a server
     that drops no more than what has expired answers everything just too late, for as long as that
     load lasts. To drop what cannot be answered in time is the "early drop" of Nexus (Shen et al.,
-    SOSP 2019), there as here by the measured time of the batch that would be formed.
+    SOSP 2019), there as here by the measured time of the batch that would be formed. The plan in
+    force says how long that takes, so an agent decides with its plans whether to answer less
+    accurately or fewer requests, and one that never changes its plan can do what all others can.
     """
 
     NEVER = "never"
     EXPIRED = "expired"
     """Those whose deadline has passed."""
-    LATE_AT_BEST = "late_at_best"
-    """Those too that even the fastest assignment that guards allow would answer late."""
-    LATE_AS_PLANNED = "late_as_planned"
-    """Those too that the plan in force would answer late: for plans that never change."""
+    LATE = "late"
+    """Those too that the plan in force would answer late."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Serving:
 
     deadline_s: float
     max_batch: int
-    drop: Drop = Drop.LATE_AT_BEST
+    drop: Drop = Drop.LATE
     shadow_fraction: float = 0.02
     shadow_delay_s: float = 0.1
     shadow_window: int = 128

@@ -57,13 +57,7 @@ class PrecisionEngine:
     """
 
     def __init__(
-        self,
-        profile: PrecisionProfile,
-        serving: Serving,
-        n_envs: int = 1,
-        *,
-        n_segments: int = 1,
-        fastest_s: NDArray[np.float64] | None = None,
+        self, profile: PrecisionProfile, serving: Serving, n_envs: int = 1, *, n_segments: int = 1
     ) -> None:
         """Allocate the servers; `reset` must be called before `step`.
 
@@ -72,20 +66,16 @@ class PrecisionEngine:
             serving: Rules of serving.
             n_envs: Number of servers N.
             n_segments: Most stretches that a condition schedule may have.
-            fastest_s: float64 [B], time of the fastest assignment that may run in each bucket,
-                seconds, which `Drop.LATE_AT_BEST` goes by; None: of any.
 
         Raises:
-            ValueError: A size below 1, batches beyond the profile's, or `fastest_s` of another
-                shape.
+            ValueError: A size below 1, or batches beyond the profile's.
         """
         for name, value in (("n_envs", n_envs), ("n_segments", n_segments)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected at least 1")
         self.profile, self.serving, self.n_envs = profile, serving, n_envs
-        self.fastest_s = fastest_s
         self.layout = SignalLayout(len(profile.stages), profile.property_names)
-        self.model = build_model(profile, serving, fastest_s)
+        self.model = build_model(profile, serving)
         self.state = allocate_state(n_envs, self.layout, serving, n_segments)
         self.signals, self.reports = self.state.signals, self.state.report
         self._plans = np.zeros_like(self.state.plan)

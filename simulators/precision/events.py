@@ -189,14 +189,11 @@ def clip_rates(assignment: int, m: Model, s: State) -> None:
 
 
 @inner
-def least_s(requests: int, m: Model, s: State) -> Any:
-    """Return the time left with which a batch of so many requests can still be answered."""
-    b = unsigned(m.bucket_of[unsigned(requests)])
-    if not m.drops_as_planned:
-        return m.least_s[b]
+def planned_s(requests: int, m: Model, s: State) -> Any:
+    """Return what a batch of so many requests takes under the plan in force, by means."""
     n_stages = m.levels.shape[1]
     assignment = assignment_of(0, m, s)
-    time_s = m.base_s[unsigned(assignment), b]
+    time_s = m.base_s[unsigned(assignment), unsigned(m.bucket_of[unsigned(requests)])]
     if s.plan[unsigned(n_stages)] > 0.0:
         again = assignment_of(n_stages + 1, m, s)
         # As many as lately: share of the last batch.
@@ -215,9 +212,10 @@ def drop_late(arrived: Arrived, m: Model, s: State) -> Any:
     dropped = nb.int64(0)
     while server.now_s > arrival_s:
         left_s = m.deadline_s - (server.now_s - arrival_s)
-        n = min(max(count - server.head, 1), m.max_batch)
-        if left_s > 0.0 and left_s >= least_s(n, m, s):
-            break
+        if left_s > 0.0:
+            n = min(max(count - server.head, 1), m.max_batch)
+            if not m.drops_late or left_s >= planned_s(n, m, s):
+                break
         dropped += 1
         server.head += 1
         arrival_s, tick = arrival_time(server.head, tick, arrived)

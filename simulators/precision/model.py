@@ -36,8 +36,7 @@ class Model(NamedTuple):
         deadline_s: See `Serving`, as the rest.
         max_batch: Largest batch.
         drops: Whether requests leave unserved.
-        drops_as_planned: Whether the plan in force says which ones; else `least_s`.
-        least_s: float64 [B], requests with less time left leave unserved if they wait.
+        drops_late: Whether those do that the plan in force would answer late.
         shadow_fraction: Share of checked requests.
         shadow_delay_s: Delay of the results.
         low_margin: Margins below this (in steps) count as low.
@@ -58,43 +57,29 @@ class Model(NamedTuple):
     deadline_s: float
     max_batch: int
     drops: bool
-    drops_as_planned: bool
-    least_s: NDArray[np.float64]
+    drops_late: bool
     shadow_fraction: float
     shadow_delay_s: float
     low_margin: float
     wilson_z: float
 
 
-def build_model(
-    profile: PrecisionProfile, serving: Serving, fastest_s: NDArray[np.float64] | None
-) -> Model:
+def build_model(profile: PrecisionProfile, serving: Serving) -> Model:
     """Flatten a profile and the rules of serving.
 
-    Args:
-        profile: Costs and answers of the bank.
-        serving: Rules of serving.
-        fastest_s: float64 [B], time of the fastest assignment that may run; None: of any.
-
     Raises:
-        ValueError: `max_batch` exceeds the largest prepared batch, or `fastest_s` does not fit.
+        ValueError: `max_batch` exceeds the largest prepared batch.
     """
     if serving.max_batch > profile.buckets[-1]:
         raise ValueError(
             f"max_batch is {serving.max_batch}; the profile's largest bucket is "
             f"{profile.buckets[-1]}"
         )
-    base_s = profile.latency_table_s()
-    least_s = base_s.min(axis=0) if fastest_s is None else fastest_s
-    if least_s.shape != base_s.shape[1:]:
-        raise ValueError(f"fastest_s has shape {least_s.shape}; expected {base_s.shape[1:]}")
-    if serving.drop is not Drop.LATE_AT_BEST:
-        least_s = np.zeros_like(least_s)
     sizes = range(serving.max_batch + 1)
     correct = (profile.label == profile.truth).astype(np.uint16) << CORRECT_BIT
     agrees = (profile.label == profile.label[:, :1]).astype(np.uint16) << AGREES_BIT
     return Model(
-        base_s=base_s,
+        base_s=profile.latency_table_s(),
         decision_s=profile.decision_s,
         switch_s=profile.switch_s,
         residual=profile.residual_table(),
@@ -108,8 +93,7 @@ def build_model(
         deadline_s=float(serving.deadline_s),
         max_batch=serving.max_batch,
         drops=serving.drop is not Drop.NEVER,
-        drops_as_planned=serving.drop is Drop.LATE_AS_PLANNED,
-        least_s=least_s,
+        drops_late=serving.drop is Drop.LATE,
         shadow_fraction=float(serving.shadow_fraction),
         shadow_delay_s=float(serving.shadow_delay_s),
         low_margin=LOW_MARGIN * MARGIN_STEPS,

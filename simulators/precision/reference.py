@@ -69,16 +69,9 @@ class ReferenceServer:
         log: All requests that were served or dropped, in order of arrival.
     """
 
-    def __init__(
-        self,
-        profile: PrecisionProfile,
-        serving: Serving,
-        fastest_s: NDArray[np.float64] | None = None,
-    ) -> None:
-        """Describe the server; `reset` must be called before `step`; see `PrecisionEngine`."""
+    def __init__(self, profile: PrecisionProfile, serving: Serving) -> None:
+        """Describe the server; `reset` must be called before `step`."""
         self.profile, self.serving = profile, serving
-        table = profile.latency_table_s()
-        self._fastest_s = table.min(axis=0) if fastest_s is None else fastest_s
         self.layout = SignalLayout(len(profile.stages), profile.property_names)
         self._residual = profile.residual_table()
 
@@ -273,13 +266,8 @@ class ReferenceServer:
             return False
         left_s = self.serving.deadline_s - (self.now_s - arrival_s)
         waiting = max(self.arrivals.until(self.now_s)[0] - self.head, 1)
-        n = min(waiting, self.serving.max_batch)
-        needed_s = 0.0
-        if drop is Drop.LATE_AT_BEST:
-            needed_s = float(self._fastest_s[bucket_of(n, self.profile.buckets)])
-        elif drop is Drop.LATE_AS_PLANNED:
-            needed_s = self._planned_s(n)
-        return left_s <= 0.0 or left_s < needed_s
+        planned_s = self._planned_s(min(waiting, self.serving.max_batch))
+        return left_s <= 0.0 or (drop is Drop.LATE and left_s < planned_s)
 
     def _planned_s(self, requests: int) -> float:
         """Return the mean time of a batch under the plan in force; as many again as lately."""

@@ -15,7 +15,6 @@ from agents.precision.api import (
     Separately,
     effective_accuracies,
     run_streams,
-    served_by,
 )
 from agents.precision.clairvoyant import (
     WindowRows,
@@ -36,7 +35,6 @@ from agents.precision.tuning import SideBySide, row_accuracies, tune
 from envs.precision.config import StagedPrecisionConfig
 from envs.precision.servers import Servers
 from runtime.precision.plan import PrecisionPlan
-from runtime.precision.serving import Drop
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.workload import ListedConditions
 
@@ -122,25 +120,6 @@ def test_who_does_not_observe_loses_nothing_by_it(
     assert set(seen) == {(len(episodes.keys), 0)}
     for a, b in zip(curious.reports, plain.reports, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_a_plan_that_never_changes_is_not_held_to_what_a_faster_one_could_do(
-    world: StagedPrecisionConfig, world_known: Known, episodes: Episodes
-) -> None:
-    slow = uniforms(world_known, ("fp32", "bf16", "int8", "int8_half"))[0]
-    serving = served_by(world, slow).serving
-    assert (world.serving.drop, serving.drop) == (Drop.LATE_AT_BEST, Drop.LATE_AS_PLANNED)
-    assert replace(serving, drop=world.serving.drop) == world.serving
-    patient = replace(world, serving=replace(world.serving, drop=Drop.NEVER))
-    assert served_by(patient, slow).serving is patient.serving
-
-    class Stubborn(Static):
-        decides = True
-
-    stubborn = Stubborn("", slow.plan)
-    assert served_by(world, stubborn) is world
-    own, at_best = (effective_accuracies(world, agent, episodes) for agent in (slow, stubborn))
-    assert (own > at_best + 0.05).all()  # the stream overloads it
 
 
 def test_only_agents_that_decide_take_time_for_it(

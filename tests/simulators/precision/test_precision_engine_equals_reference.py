@@ -24,8 +24,7 @@ class Pair:
 
     def __init__(self, engine: PrecisionEngine) -> None:
         self.engine = engine
-        parts = engine.profile, engine.serving, engine.fastest_s
-        self.oracles = [ReferenceServer(*parts) for _ in range(2)]
+        self.oracles = [ReferenceServer(engine.profile, engine.serving) for _ in range(2)]
 
     def reset(
         self,
@@ -65,11 +64,7 @@ class Pair:
 @given(st.data())
 def test_engine_equals_reference(data: st.DataObject) -> None:
     profile = data.draw(profiles())
-    serving, fastest_s = data.draw(servings(profile)), None
-    if data.draw(st.booleans()):
-        fastest_s = profile.latency_table_s()[-1]
-    engine = PrecisionEngine(profile, serving, 2, n_segments=N_SEGMENTS, fastest_s=fastest_s)
-    pair = Pair(engine)
+    pair = Pair(PrecisionEngine(profile, data.draw(servings(profile)), 2, n_segments=N_SEGMENTS))
     rates = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=20))
     counts = np.array([rates, rates[::-1]])
     key = data.draw(st.integers(0, 2**64 - 1))

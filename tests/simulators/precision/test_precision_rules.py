@@ -304,8 +304,7 @@ def test_expired_requests_are_dropped_or_served_late() -> None:
             assert latency[-1] == pytest.approx(60 * 1.0 + 0.25 - arrivals_s[-1])
 
 
-@pytest.mark.parametrize("drop", [Drop.LATE_AT_BEST, Drop.LATE_AS_PLANNED])
-def test_what_would_be_late_makes_nothing_else_late(drop: Drop) -> None:
+def test_what_would_be_late_makes_nothing_else_late() -> None:
     # Two requests a second, each takes 1 s, deadline 1.9 s: those that have not quite expired when
     # the server is free fill all of its time and are answered late, for ever.
     counts = np.full((1, 60), 2)
@@ -313,7 +312,7 @@ def test_what_would_be_late_makes_nothing_else_late(drop: Drop) -> None:
     _, reports = run(profile, Serving(1.9, 1, drop=Drop.EXPIRED), counts, 1.0, plan)
     late = own(reports, 0)[:, REPORT_INDEX["late"]]
     assert late[2:].all()
-    _, reports = run(profile, Serving(1.9, 1, drop=drop), counts, 1.0, plan)
+    _, reports = run(profile, Serving(1.9, 1), counts, 1.0, plan)
     rows = own(reports, 0)
     assert not rows[:, REPORT_INDEX["late"]].any()
     assert rows[:, REPORT_INDEX["requests"]].sum() == pytest.approx(60, abs=2)  # its capacity
@@ -335,8 +334,8 @@ def test_a_batch_is_as_long_as_the_requests_that_are_left_make_it() -> None:
     assert not rows[:, REPORT_INDEX["late"]].any()
 
 
-def test_a_plan_that_never_changes_drops_by_its_own_time() -> None:
-    # Level 0 takes 1 s and level 1 none to speak of: at best everything is in time.
+def test_the_plan_in_force_says_what_would_be_late() -> None:
+    # Level 0 takes 1 s and level 1 none to speak of.
     profile = replace(
         random_profile(0, stages=1, levels=2, buckets=(1,), conditions=1),
         fixed_s=np.array([1e-3]),
@@ -345,20 +344,22 @@ def test_a_plan_that_never_changes_drops_by_its_own_time() -> None:
         latency_s=np.array([[[1.0, 0.0]]]),
         sigma=np.zeros(1),
     )
-    counts, slow = np.full((1, 60), 2), PrecisionPlan((0,))
-    late = {}
-    for drop in (Drop.LATE_AT_BEST, Drop.LATE_AS_PLANNED):
-        _, reports = run(profile, Serving(1.9, 1, drop=drop), counts, 1.0, slow)
-        late[drop] = own(reports, 0)[:, REPORT_INDEX["late"]].mean()
-    assert late[Drop.LATE_AT_BEST] > 0.9
-    assert late[Drop.LATE_AS_PLANNED] == 0.0
+    counts, serving = np.full((1, 60), 2), Serving(1.9, 1)
+    totals = {}
+    for level in (0, 1):
+        _, reports = run(profile, serving, counts, 1.0, PrecisionPlan((level,)))
+        rows = own(reports, 0)
+        totals[level] = rows[:, [REPORT_INDEX["late"], REPORT_INDEX["dropped"]]].sum(axis=0)
+    assert totals[0].tolist() == [0, pytest.approx(60, abs=2)]  # half of the load is beyond it
+    assert totals[1].tolist() == [0, 0]
     # Level 1 for all and level 0 again for those with a small margin, here for all: as slow.
     twice = PrecisionPlan((1,), 1.0, (0,))
-    sure = replace(profile, margin=np.zeros_like(profile.margin))
-    _, reports = run(sure, Serving(1.9, 1, drop=Drop.LATE_AS_PLANNED), counts, 1.0, twice)
+    unsure = replace(profile, margin=np.zeros_like(profile.margin))
+    _, reports = run(unsure, serving, counts, 1.0, twice)
     rows = own(reports, 0)
     assert rows[:, REPORT_INDEX["escalated"]].all()
     assert rows[:, REPORT_INDEX["late"]].sum() == 0
+    assert rows[:, REPORT_INDEX["dropped"]].sum() == pytest.approx(60, abs=2)
 
 
 def test_a_server_that_waits_serves_even_what_nothing_answers_in_time() -> None:
