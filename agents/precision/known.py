@@ -57,6 +57,8 @@ class Known:
         max_batch: Largest batch.
         property_low: Low end of each input property on calibration data.
         property_high: High end of each.
+        most_loss: Frontiers hold no assignment that is less accurate by more than this than the
+            most accurate one, in [0, 1].
     """
 
     layout: SignalLayout
@@ -64,6 +66,7 @@ class Known:
     max_batch: int
     property_low: tuple[float, ...] = ()
     property_high: tuple[float, ...] = ()
+    most_loss: float = 1.0
 
     @cached_property
     def levels(self) -> NDArray[np.int64]:
@@ -112,6 +115,7 @@ class Known:
         best = np.maximum.accumulate(accuracy[order])
         better = np.concatenate([[True], best[1:] > best[:-1]])
         kept = order[better]
+        kept = kept[accuracy[kept] >= accuracy.max() - self.most_loss]
         return Frontier(kept, latency_s[kept], accuracy[kept])
 
     def column(self, name: str) -> int:

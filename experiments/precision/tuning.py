@@ -89,10 +89,14 @@ def read_rules(run: RunFolder, known: Known) -> dict[str, Rule]:
 
 
 def best_rule(run: RunFolder, known: Known) -> Rule:
-    """Return the rule of a finished run that was best on training streams."""
+    """Return the rule of a finished run that was best on training streams, of those that decide.
+
+    Who imitates a plan that never changes tries nothing else afterwards.
+    """
     saved = {name: entry for name, entry in _saved(run).items() if "training" in entry}
-    name = max(saved, key=lambda name: float(saved[name]["training"]))
-    return rule_of(name, saved[name], known)
+    rules = {name: rule_of(name, entry, known) for name, entry in saved.items()}
+    deciding = [name for name, rule in rules.items() if rule.decides]
+    return rules[max(deciding, key=lambda name: float(saved[name]["training"]))]
 
 
 def _saved(run: RunFolder) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import ClassVar
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from agents.precision.known import Known
 from agents.precision.rule import Rule
+
+LOSSES = (1.0, 0.1, 0.05)
+"""Bounds of accuracy lost that rules are tuned over."""
 
 
 @dataclass(eq=False)
@@ -22,48 +25,58 @@ class SlackFit(Rule):
     Attributes:
         known: What it starts from.
         factor: Share of the slack that a batch may take.
+        most_loss: What an assignment may lose against the most accurate one, in [0, 1]; without a
+            bound any is run that is fast enough, however little is left of the answers.
     """
 
     name: ClassVar[str] = "slack_fit"
     known: Known
     factor: float
+    most_loss: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Leave out what loses too much."""
+        self._known = replace(self.known, most_loss=self.most_loss)
 
     def rows(self, signals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fit every server's batch in its slack; see `Rule`."""
-        known = self.known
+        known = self._known
         budget_s = self.factor * signals[:, known.column("head_slack_s")]
         return known.rows[known.best_within(signals[:, known.column("batch")], budget_s)]
 
 
 def slack_fit_grid(known: Known) -> list[SlackFit]:
     """Return all settings to choose from."""
-    return [SlackFit(known, f) for f in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]
+    factors = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    return [SlackFit(known, *setting) for setting in product(factors, LOSSES)]
 
 
 @dataclass(eq=False)
 class ModelSwitching(Rule):
     """Switches tables of the whole chain by load.
 
-    In the manner of Model-Switching (Zhang et al., HotCloud 2020): every uniform table has a load
-    up to which it is used, here a share of its capacity; the finest one whose load is not
-    exceeded runs.
+    In the manner of Model-Switching (Zhang et al., HotCloud 2020): every table has a load up to
+    which it is used, here a share of its capacity; the most accurate one whose load is not exceeded
+    runs. Tables are those of the frontier of full batches.
 
     Attributes:
         known: What it starts from.
         share: Share of a table's capacity up to which it is used.
         window_s: Time constant of the arrival rate, seconds.
+        most_loss: As in `SlackFit`.
     """
 
     name: ClassVar[str] = "model_switching"
     known: Known
     share: float
     window_s: float
+    most_loss: float = 1.0
 
     def __post_init__(self) -> None:
         """Work out the load of each table."""
-        known = self.known
-        tables = [known.uniform(level) for level in range(known.tables.n_levels)]
-        self._tables = known.assignments(np.array(tables, dtype=np.float64))
+        known = replace(self.known, most_loss=self.most_loss)
+        full = int(known.bucket(np.array([known.max_batch], np.float64))[0])
+        self._tables = known.frontiers[full].assignment[::-1]  # the most accurate first
         self._most_per_s = self.share * known.capacity_per_s[self._tables]
 
     def forget(self, n: int) -> None:
@@ -84,14 +97,14 @@ class ModelSwitching(Rule):
         )
         carries = self._rate_per_s[:, None] <= self._most_per_s
         fastest = int(self._most_per_s.argmax())
-        level = np.where(carries.any(axis=1), carries.argmax(axis=1), fastest)
-        return known.rows[self._tables[level]]
+        table = np.where(carries.any(axis=1), carries.argmax(axis=1), fastest)
+        return known.rows[self._tables[table]]
 
 
 def model_switching_grid(known: Known) -> list[ModelSwitching]:
     """Return all settings to choose from."""
-    shares = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    return [ModelSwitching(known, *setting) for setting in product(shares, (0.25, 1.0, 4.0))]
+    shares, windows_s = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), (0.25, 1.0, 4.0)
+    return [ModelSwitching(known, *s) for s in product(shares, windows_s, LOSSES)]
 
 
 @dataclass(eq=False)

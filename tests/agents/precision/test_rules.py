@@ -59,16 +59,31 @@ def test_slack_fit_takes_the_most_accurate_that_fits(
     assert levels(SlackFit(known, 0.5).rows(half)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("most_loss", "expected"), [(1.0, [2, 1]), (0.3, [1, 1]), (0.06, [0, 1]), (0.0, [0, 0])]
+)
+def test_slack_fit_runs_nothing_that_loses_too_much(
+    known: Known, most_loss: float, expected: list[int]
+) -> None:
+    now = signals(known, head_slack_s=0.001, batch=1)
+    assert levels(SlackFit(known, 1.0, most_loss).rows(now)) == [expected]
+
+
 def test_model_switching_follows_the_rate_over_each_tables_capacity(known: Known) -> None:
-    # Capacities of the uniform tables: 125, 250 and 500 requests/s.
-    rule = ModelSwitching(known, share=0.8, window_s=0.1)
-    rule.forget(1)
-    served: list[list[float]] = []
-    arrived = 0.0
-    for k, rate in enumerate((90.0, 150.0, 350.0, 1000.0, 50.0)):
-        arrived += 10.0 * rate  # ten seconds: the rate is known
-        served += levels(rule.rows(signals(known, time_s=10.0 * (k + 1), requests_in=arrived)))
-    assert served == [[0, 0], [1, 1], [2, 2], [2, 2], [0, 0]]
+    # Capacities of the frontier's tables: 125, 167, 250 and 500 requests/s.
+    def served(most_loss: float) -> list[list[float]]:
+        rule = ModelSwitching(known, share=0.8, window_s=0.1, most_loss=most_loss)
+        rule.forget(1)
+        result: list[list[float]] = []
+        arrived = 0.0
+        for k, rate in enumerate((90.0, 120.0, 150.0, 350.0, 1000.0, 50.0)):
+            arrived += 10.0 * rate  # ten seconds: the rate is known
+            now = signals(known, time_s=10.0 * (k + 1), requests_in=arrived)
+            result += levels(rule.rows(now))
+        return result
+
+    assert served(1.0) == [[0, 0], [0, 1], [1, 1], [2, 1], [2, 1], [0, 0]]
+    assert served(0.2) == [[0, 0], [0, 1], [1, 1], [1, 1], [1, 1], [0, 0]]
 
 
 def test_model_switching_forgets_slowly(known: Known) -> None:
@@ -77,7 +92,7 @@ def test_model_switching_forgets_slowly(known: Known) -> None:
     rule.rows(signals(known, time_s=100.0, requests_in=10_000.0))  # 100/s
     # one second at 400/s: 100 + (1 - exp(-0.1)) * 300 = 128.5 > 125
     after = rule.rows(signals(known, time_s=101.0, requests_in=10_400.0))
-    assert levels(after) == [[1, 1]]
+    assert levels(after) == [[0, 1]]
     rule.forget(1)
     rule.rows(signals(known, time_s=100.0, requests_in=10_000.0))
     # at 300/s: 119 < 125

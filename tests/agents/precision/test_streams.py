@@ -201,7 +201,7 @@ def test_tuning_picks_the_best_setting_on_common_streams(
     alone = [effective_accuracies(world, rule, episodes) for rule in grid]
     np.testing.assert_array_equal(tuned.scores, np.stack(alone))
     assert tuned.rule is grid[int(np.mean(alone, axis=1).argmax())]
-    assert tuned.rule.settings() == {"factor": tuned.rule.factor}
+    assert tuned.rule.settings() == {"factor": tuned.rule.factor, "most_loss": 1.0}
     assert done[-1] == 4
     with pytest.raises(ValueError, match="no setting"):
         tune(world, [], episodes)
