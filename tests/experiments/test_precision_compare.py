@@ -12,7 +12,12 @@ import pytest
 from omegaconf import DictConfig
 
 from agents.precision.families import GRIDS
+from agents.precision.heuristics.load import SlackFit
+from agents.precision.heuristics.static import Cascade, Static
+from agents.precision.known import known_of
 from agents.precision.learned import IMITATORS, LEARNERS
+from agents.precision.saved import saved_rule
+from envs.precision.config import default_config
 from experiments import compare, train
 from experiments.cli import CONF
 from experiments.errors import ConfigError
@@ -29,11 +34,12 @@ from experiments.precision.summary import (
     summarise,
     with_clairvoyant,
 )
-from experiments.precision.tuning import RULES, SCORES
+from experiments.precision.tuning import RULES, SCORES, best_rule
 from experiments.precision.worlds import build_world
 from experiments.record import COMPLETE, RunFolder, run_path
 from experiments.training import BUNDLE, train_agent, training_part, with_agent
 from experiments.workloads import Part
+from runtime.precision.plan import PrecisionPlan
 from runtime.precision.policy import PrecisionBundle
 from simulators.precision.workload import Stream
 from tests.experiments.precision_configs import composing
@@ -54,6 +60,21 @@ class Compared(NamedTuple):
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.run.path / name)
+
+
+def test_learners_imitate_the_best_rule_that_decides(tmp_path: Path) -> None:
+    known = known_of(default_config())
+    scored = [
+        (Static("static_best", PrecisionPlan((3, 3, 3, 3))), 0.95),
+        (Cascade(known, 3, 2, 0.3), 0.94),
+        (SlackFit(known, 0.5, 0.1), 0.9),
+        (GRIDS["alert"](known)[0], 0.8),
+    ]
+    content = {rule.name: saved_rule(rule) | {"training": score} for rule, score in scored}
+    (tmp_path / RULES).write_text(json.dumps(content))
+    found = best_rule(RunFolder(tmp_path, {}), known)
+    assert isinstance(found, SlackFit)
+    assert found.settings() == {"factor": 0.5, "most_loss": 0.1}
 
 
 @pytest.fixture(scope="module")
