@@ -36,13 +36,13 @@ class SlackFit(Rule):
 
     def __post_init__(self) -> None:
         """Leave out what loses too much."""
-        self._known = replace(self.known, most_loss=self.most_loss)
+        self._kept = replace(self.known, most_loss=self.most_loss)
 
     def rows(self, signals: NDArray[np.float64]) -> NDArray[np.float64]:
         """Fit every server's batch in its slack; see `Rule`."""
-        known = self._known
+        known = self.known
         budget_s = self.factor * signals[:, known.column("head_slack_s")]
-        return known.rows[known.best_within(signals[:, known.column("batch")], budget_s)]
+        return known.rows[self._kept.best_within(signals[:, known.column("batch")], budget_s)]
 
 
 def slack_fit_grid(known: Known) -> list[SlackFit]:
@@ -74,10 +74,10 @@ class ModelSwitching(Rule):
 
     def __post_init__(self) -> None:
         """Work out the load of each table."""
-        known = replace(self.known, most_loss=self.most_loss)
-        full = int(known.bucket(np.array([known.max_batch], np.float64))[0])
-        self._tables = known.frontiers[full].assignment[::-1]  # the most accurate first
-        self._most_per_s = self.share * known.capacity_per_s[self._tables]
+        kept = replace(self.known, most_loss=self.most_loss)
+        full = int(kept.bucket(np.array([kept.max_batch], np.float64))[0])
+        self._tables = kept.frontiers[full].assignment[::-1]  # the most accurate first
+        self._most_per_s = self.share * self.known.capacity_per_s[self._tables]
 
     def forget(self, n: int) -> None:
         """Start with an unknown rate; see `Rule`."""

@@ -76,13 +76,11 @@ def test_a_rule_for_many_servers_decides_as_it_does_for_one(
 ) -> None:
     one = Episodes(episodes.keys[:1], episodes.starts[:1])
     together = run_streams(world, _rule(name, world_known), episodes)
-    kind = _rule(name, world_known).decides
-    separately = Separately(lambda k: _rule(name, world_known), decides=kind)
-    alone = run_streams(world, separately, one)
+    alone = run_streams(world, Separately(lambda k: _rule(name, world_known)), one)
     np.testing.assert_array_equal(together.reports[0], alone.reports[0])
     np.testing.assert_array_equal(together.plans[0], alone.plans[0])
     if name != "equal_duty":  # its server k draws numbers of its own
-        each = run_streams(world, separately, episodes)
+        each = run_streams(world, Separately(lambda k: _rule(name, world_known)), episodes)
         for k in range(3):
             np.testing.assert_array_equal(together.plans[k], each.plans[k])
 

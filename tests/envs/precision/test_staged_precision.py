@@ -142,7 +142,7 @@ def test_time_jumps_over_idle_stretches_and_every_step_serves() -> None:
 def test_server_k_of_many_is_the_one_seeded_with_seed_plus_k(face: str) -> None:
     """Across ends of episodes that come at different steps, whatever the number of servers."""
     limits = PrecisionLimits(dwell_s=0.05)
-    config = _config(face, load=0.8, load_factors=(0.3, 1.0), horizon_s=0.5, guards=limits)
+    config = _config(face, load=0.75, load_factors=(0.3, 1.0), horizon_s=0.5, guards=limits)
     steps = 160
     single = [StagedPrecisionEnv(config) for _ in range(5)]
     actions = np.stack([_actions(env, steps, seed=k) for k, env in enumerate(single)], axis=1)
@@ -175,7 +175,7 @@ def test_server_k_of_many_is_the_one_seeded_with_seed_plus_k(face: str) -> None:
             ends += truncated
             together += bool(truncated.all())
         assert ends.min() >= 1
-        assert ends.max() > together  # they ended at different steps
+        assert together == 0  # they ended at different steps
 
 
 def test_make_vec_uses_the_compiled_core() -> None:

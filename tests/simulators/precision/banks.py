@@ -1,4 +1,4 @@
-"""Random profiles, plans and streams for property tests, and profiles whose figures are known."""
+"""Random profiles, plans and streams for property tests, profiles whose figures are known; runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from runtime.precision.plan import PrecisionPlan
 from runtime.precision.serving import Drop, Serving
+from runtime.precision.snapshot import REPORT_INDEX
+from simulators.precision.engine import PrecisionEngine
 from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.precision.workload import ListedConditions
 
 
 def random_profile(
@@ -112,3 +115,28 @@ def stretches(draw: st.DrawFn, profile: PrecisionProfile) -> list[tuple[float, i
     starts: NDArray[np.float64] = np.cumsum([0.0, *gaps])
     condition = st.integers(0, len(profile.conditions) - 1)
     return [(float(start), draw(condition)) for start in starts]
+
+
+def run(
+    profile: PrecisionProfile,
+    serving: Serving,
+    counts: NDArray[np.int64],
+    tick_s: float,
+    plan: PrecisionPlan,
+    conditions: ListedConditions | None = None,
+) -> tuple[PrecisionEngine, NDArray[np.float64]]:
+    """Serve streams (counts int64 [N, n_ticks]) to their end; return reports [steps, N, .]."""
+    n = len(counts)
+    segments = (conditions or ListedConditions()).segments(np.arange(n, dtype=np.uint64), 1.0)
+    engine = PrecisionEngine(profile, serving, n, n_segments=segments.start_s.shape[1])
+    engine.reset(np.arange(n, dtype=np.uint64), counts, tick_s, segments, plan)
+    rows, reports = np.tile(plan.to_row(), (n, 1)), []
+    while not engine.finished.all():
+        engine.step(rows)
+        reports.append(engine.reports.copy())
+    return engine, np.array(reports)
+
+
+def own(reports: NDArray[np.float64], env: int) -> NDArray[np.float64]:
+    rows = reports[:, env]
+    return rows[rows[:, REPORT_INDEX["requests"]] > 0]
