@@ -273,10 +273,10 @@ class _Run:
         x = self._stream.inputs(self._first, self._first + self._size)
         self._write_signals(x)
         plan, proposed, causes = self._decide()
-        self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
         before = self._plan
         if plan is not self._taken:  # most agents give the same object again and again
             self._take(plan)
+        self._times.append((self._now_s() - self._dispatch_s, self._late_start_s))
         self._causes.update(causes)
         if plan.levels != before.levels:
             asked = None if proposed is None else proposed.levels
