@@ -106,7 +106,7 @@ def precision_part(config: DictConfig) -> DictConfig:
     sizes = [key for key in ("name", "precision") if key in config.size]
     part.size = OmegaConf.masked_copy(part.size, sizes)
     if "precision" in part.size:
-        own = [key for key in part.size.precision if key not in ("streams", "drive")]
+        own = [key for key in part.size.precision if key not in ("streams", "drive", "loads")]
         part.size.precision = OmegaConf.masked_copy(part.size.precision, own)
     return part
 

@@ -3,10 +3,17 @@
 The rule decides on some training streams, then the policy does while the rule says what it would
 have done (DAgger: Ross, Gordon and Bagnell, AISTATS 2011), so that the policy has seen where its
 own mistakes lead. A rule reads all signals; what is hidden from the policy it cannot learn from it.
+
+What is taught is neither to be unlearned nor to be the end. A policy that is sure of every decision
+never tries another one: taught by a plan that never changed, its entropy was 1e-6, and 400,000
+decisions changed nothing. So some of the actions that it is shown are random ones, which leaves the
+likeliest action what it is. And a critic that knows nothing yet would spoil the first updates: it
+learns alone before the policy goes on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +31,10 @@ from runtime.precision.plan import PrecisionPlan
 SERVERS, DECISIONS, ROUNDS, EPOCHS = 64, 512, 3, 6
 """Servers of a round, decisions of each in it, rounds (the rule decides in the first alone), and
 how often all decisions so far are gone through after each."""
+RANDOM_SHARE = 0.1
+"""Share of the shown actions that are random ones."""
+CRITIC_UPDATES = 4
+"""Updates of the critic alone; their decisions do not count as training."""
 _BATCH, _RATE = 1024, 1e-3
 _KEY = 8_000_000  # keys of the streams that are shown
 
@@ -43,7 +54,8 @@ def imitate(model: PPO, config: StagedPrecisionConfig, rule: Rule) -> None:
     with torch_threads(1):
         for k in range(ROUNDS):
             shown.append(_decisions(config, rule, LearnedBatch(model) if k else None, k))
-            _fit(model, shown)
+            _fit(model, shown, config.actions.nvec)
+        _teach_critic(model)
 
 
 def _decisions(
@@ -95,20 +107,36 @@ def nearest_actions(actions: ActionCodec, rows: NDArray[np.float64]) -> NDArray[
     return np.asarray(found[place.reshape(-1)], dtype=np.int64)
 
 
-def _fit(model: PPO, shown: list[Shown]) -> None:
+def _fit(model: PPO, shown: list[Shown], nvec: Sequence[int]) -> None:
     """Raise the likelihood of the actions that were shown."""
     policy: Any = model.policy
     observations = torch.as_tensor(np.concatenate([each[0] for each in shown]))
     actions = torch.as_tensor(np.concatenate([each[1] for each in shown]))
-    if len(model.action_space.shape or ()) == 0:
-        actions = actions[:, 0]
+    choices = torch.as_tensor(nvec)
     optimiser = torch.optim.Adam(policy.parameters(), lr=_RATE)
     generator = torch.Generator().manual_seed(model.seed or 0)
     policy.set_training_mode(True)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(actions), generator=generator).split(_BATCH):
-            _, log_probability, _ = policy.evaluate_actions(observations[chosen], actions[chosen])
+            dice = torch.rand((2, len(chosen), len(nvec)), generator=generator)
+            other = (dice[1] * choices).long()
+            given = torch.where(dice[0] < RANDOM_SHARE, other, actions[chosen])
+            if len(model.action_space.shape or ()) == 0:
+                given = given[:, 0]
+            _, log_probability, _ = policy.evaluate_actions(observations[chosen], given)
             optimiser.zero_grad()
             (-log_probability.mean()).backward()
             optimiser.step()
     policy.set_training_mode(False)
+
+
+def _teach_critic(model: PPO) -> None:
+    """Let the critic learn what the taught policy is worth, while that stays as it is."""
+    policy: Any = model.policy
+    actor = [*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()]
+    for parameter in actor:
+        parameter.requires_grad_(False)
+    model.learn(CRITIC_UPDATES * model.n_steps * model.n_envs)
+    model.num_timesteps = 0  # training is still to begin
+    for parameter in actor:
+        parameter.requires_grad_(True)

@@ -2,11 +2,9 @@
 
 `train_learner` does everything from a name and a world to a bundle on disk.
 
-Discounts count decisions. A decision serves one batch, and batches differ in size and time, so a
-discount per decision weighs a request the less, the more small batches come before it. A discount
-per second would need a learner whose discount varies from step to step, which the library does not
-have. At the discounts of the presets a decision is credited with what happens in the next ten to
-thirty batches.
+A decision serves one batch, and batches differ in size and time. The discounts of PPO and its
+relatives count time, in deadlines (see `agents.precision.discounting`); those of DQN and QR-DQN,
+whose library cannot vary them from step to step, count decisions.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from agents.learned import (
     use_padded_distribution,
 )
 from agents.precision.api import Episodes, accuracies
+from agents.precision.discounting import discount_by_time
 from agents.precision.export import export_agent
 from agents.precision.imitation import imitate
 from agents.precision.presets import GradientPreset, ValuePreset
@@ -203,6 +202,7 @@ def make_learner(
             "enable_critic_lstm": False,
         }
     model = kind.algorithm(kind.policy, normalised(worlds, preset), **arguments)
+    discount_by_time(cast("PPO", model), lambda: worlds.elapsed)
     if not isinstance(model, MaskablePPO):
         use_padded_distribution(model, nvec)
     return model

@@ -12,9 +12,8 @@ from agents.learned import PolicyGradientPreset
 class GradientPreset(PolicyGradientPreset):
     """Hyperparameters of PPO, MaskablePPO and RecurrentPPO.
 
-    The discount counts decisions, not seconds: see `agents.precision.learned`.
-
     Attributes:
+        gamma: Discount per deadline, as `gae_lambda`: see `agents.precision.discounting`.
         multiplier_rate: Of the accuracy floor's Lagrange multiplier, see `PrecisionVecEnv`.
         less_noise: Whether rewards leave out failures that were to be expected, see
             `agents.precision.expected_failures`.
@@ -23,7 +22,7 @@ class GradientPreset(PolicyGradientPreset):
 
     n_envs: int = 128
     n_steps: int = 128
-    gamma: float = 0.9  # a burst is over within some tens of batches; 0.99 learned nothing
+    gamma: float = 0.7
     gae_lambda: float = 0.9
     ent_coef: float = 0.003
     multiplier_rate: float = 0.0

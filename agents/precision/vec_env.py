@@ -32,6 +32,7 @@ class PrecisionVecEnv(CompiledVecEnv):
 
     Attributes:
         multiplier: The Lagrange multiplier m, 0 at first.
+        elapsed: float64 [N], the time that the last step of each server took, in deadlines.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PrecisionVecEnv(CompiledVecEnv):
             )
         self.servers = Servers(config, n_envs)
         self.multiplier = 0.0
+        self.elapsed = np.zeros(n_envs)
         self._rate = multiplier_rate
         self._expected = ExpectedFailures(self.servers) if less_noise else None
         self._per_failure = config.reward.effective_accuracy / config.serving.max_batch
@@ -76,7 +78,10 @@ class PrecisionVecEnv(CompiledVecEnv):
 
     def advance(self, actions: NDArray[np.int64]) -> Stepped:
         """Serve a batch in every server."""
+        signals = self.servers.engine.signals
+        before_s = signals[:, 0].copy()
         stepped = self.servers.step(actions)
+        self.elapsed = (signals[:, 0] - before_s) / self.servers.config.serving.deadline_s
         if self._expected is not None:
             self._unavoidable = self._per_failure * self._expected.of_last_step()
         return stepped

@@ -29,6 +29,7 @@ from experiments.precision.driving import (
     serving_table,
 )
 from experiments.precision.lineup import RULES, makers
+from experiments.precision.loads import compare_loads
 from experiments.precision.reference import (
     MAIN_STREAM,
     record_bank,
@@ -44,7 +45,7 @@ from experiments.workloads import Part
 from simulators.precision.profile import PrecisionProfile
 
 ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
-COST = "serving.csv"
+COST, LOADS = "serving.csv", "loads.csv"
 DRAWN_AGENTS = ("static_best", "confidence_cascade", "slack_cascade", "ppo")
 """Agents of the timeline and of the figure of headroom."""
 
@@ -55,12 +56,14 @@ class Made(NamedTuple):
     Attributes:
         calibrated: The calibration of the network.
         compared: A comparison for each stream.
+        loads: What adapting can win at each load, on the main stream.
         ablated: The ablation on the main stream.
         driven: Real runs for each stream.
     """
 
     calibrated: RunFolder
     compared: list[RunFolder]
+    loads: RunFolder
     ablated: RunFolder
     driven: list[RunFolder]
 
@@ -88,10 +91,11 @@ def reproduce_streams(config: DictConfig, report: Report) -> None:
     _make_agents([c for s in settings for c in makers(s)] + ablation_makers(settings[-1]), report)
     CONSOLE.print("[bold]compare[/] on held-out streams")
     compared = [compare_streams(setting, report) for setting in settings]
+    loads = compare_loads(settings[-1], report)
     ablated = ablate(settings[-1], report)
     CONSOLE.print("[bold]drive[/] the real bank")
     driven = [drive_streams(with_drive(setting), report, say) for setting in settings]
-    made = Made(calibrated, compared, ablated, driven)
+    made = Made(calibrated, compared, loads, ablated, driven)
     folder = _tables(config)
     _write_tables(made, folder)
     draw(config, made, folder)
@@ -173,6 +177,7 @@ def _write_tables(made: Made, folder: Path) -> None:
     write_csv(folder / REAL, real)
     cost = [serving_table(run).assign(stream=run.config["env"]["stream"]) for run in made.driven]
     write_csv(folder / COST, pd.concat(cost, ignore_index=True))
+    write_csv(folder / LOADS, pd.read_csv(made.loads.path / ROWS))
     write_csv(folder / ABLATION, pd.read_csv(made.ablated.path / SUMMARY))
 
 
@@ -205,6 +210,13 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
         stream_figures.headroom_by_stream(simulated, [a for a in DRAWN_AGENTS if a != STATIC_BEST]),
         folder / "headroom.png",
         f"What adapting can win, and what agents win of it, simulated. Made by `{command}`.",
+    )
+    save_figure(
+        stream_figures.headroom_by_load(pd.read_csv(folder / LOADS)),
+        folder / "loads.png",
+        "What adapting can win at each load, simulated on training streams, 95 % interval over "
+        "episodes; constants and rules are tuned at each load, on the same episodes. Made by "
+        f"`{command}`.",
     )
     save_figure(
         stream_figures.ablation(pd.read_csv(folder / ABLATION)),

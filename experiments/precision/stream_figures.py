@@ -159,6 +159,40 @@ def headroom_by_stream(table: pd.DataFrame, agents: Sequence[str]) -> Figure:
     return figure
 
 
+def headroom_by_load(table: pd.DataFrame) -> Figure:
+    """Draw what a rule and a search win over the best constant assignment, load by load.
+
+    Args:
+        table: Columns load, agent, train_seed, episode, effective_accuracy; static_best is among
+            the agents, each constant or rule tuned at its load.
+    """
+    check_columns(table, ("load", *_KEYS[2:]))
+    figure, (axes,) = panels(1, height=3.6, width=6.4)
+    parts = {float(load): scores_of(part) for load, part in table.groupby("load")}
+    agents = [name for name in table["agent"].unique() if name != STATIC_BEST]
+    colours = colours_of(agents)
+    for k, name in enumerate(agents):
+        gains = [_percent(difference(own, name, STATIC_BEST)) for own in parts.values()]
+        axes.errorbar(
+            list(parts),
+            [gain.value for gain in gains],
+            yerr=np.abs([[g.value - g.low, g.high - g.value] for g in gains]).T,
+            marker=marker_of(k),
+            color=colours[name],
+            capsize=2.0,
+            label=label(name),
+        )
+    axes.axhline(0.0, color="black", linewidth=1.0, zorder=_ABOVE_GRID)
+    named = [f"{load:g}\n{100.0 * own[STATIC_BEST].mean():.0f}" for load, own in parts.items()]
+    axes.set_xticks(list(parts), named)
+    axes.set_xlabel(
+        "load (in what the safe levels carry)\nand what static best answers rightly in time (%)"
+    )
+    axes.set_ylabel("gain over static best (points)")
+    figure.legend(loc="outside right upper", fontsize="small")
+    return figure
+
+
 def ablation(summary: pd.DataFrame) -> Figure:
     """Draw what hiding each group of signals from the headline agent costs, with 95 % intervals.
 

@@ -16,6 +16,7 @@ from experiments.precision.figures import front
 from experiments.precision.stream_figures import (
     ablation,
     gain_by_agent,
+    headroom_by_load,
     headroom_by_stream,
     predicted_streams,
     stream_timeline,
@@ -97,6 +98,19 @@ def _tried() -> tuple[pd.DataFrame, pd.DataFrame]:
     return every, pd.DataFrame({"chosen_by": ["x", "y", "z"], "assignment": list("bbd")})
 
 
+def _by_load(episodes: int = 4) -> pd.DataFrame:
+    """Return gains of 1 and 2 points at one load, 2 and 4 at another, in every episode."""
+    gains = {"static_best": 0.0, "slack_fit": 0.01, "foresight_windows": 0.02}
+    rows = [
+        {"load": load, "agent": agent, "train_seed": 0, "episode": k}
+        | {"effective_accuracy": level - 0.005 * k + times * gain}
+        for load, level, times in ((0.3, 0.9, 1.0), (0.8, 0.7, 2.0))
+        for agent, gain in gains.items()
+        for k in range(episodes)
+    ]
+    return pd.DataFrame(rows)
+
+
 def _real() -> pd.DataFrame:
     """Two agents on one stream, predicted 2 points and 10 % too high."""
     rows = [
@@ -115,6 +129,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "accuracy, one episode": lambda: gain_by_agent(_rows(episodes=1)),
     "headroom": lambda: headroom_by_stream(_rows(), DRAWN),
     "headroom, one episode": lambda: headroom_by_stream(_rows(episodes=1), DRAWN),
+    "loads": lambda: headroom_by_load(_by_load()),
+    "loads, one episode": lambda: headroom_by_load(_by_load(episodes=1)),
     "predicted": lambda: predicted_streams(_real()),
     "ablation": lambda: ablation(_costs()),
     "timeline": _timeline,
@@ -161,6 +177,17 @@ def test_gains_are_drawn_where_they_are() -> None:
     np.testing.assert_allclose(_marks(figure.axes[0]), [(0.0, k) for k in range(5)], atol=1e-9)
     coloured = [t.get_text() for t in both.get_yticklabels() if t.get_color() == ACCENT]
     assert coloured == ["ppo"]
+
+
+def test_gains_at_each_load_are_drawn_over_its_best_constant() -> None:
+    axes = headroom_by_load(_by_load()).axes[0]
+    drawn = {
+        str(each.get_label()): np.asarray(each.lines[0].get_xydata()) for each in axes.containers
+    }
+    assert set(drawn) == {"slack fit", "foresight windows"}
+    np.testing.assert_allclose(drawn["slack fit"], [(0.3, 1.0), (0.8, 2.0)], atol=1e-9)
+    np.testing.assert_allclose(drawn["foresight windows"], [(0.3, 2.0), (0.8, 4.0)], atol=1e-9)
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0.3\n89", "0.8\n69"]
 
 
 def test_who_is_far_worse_stands_at_the_edge_with_a_number() -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agents.precision import imitation
 from agents.precision.api import ConstantRows, Episodes, effective_accuracies
 from agents.precision.bundle import BundleStreams
 from agents.precision.heuristics.load import SlackFit
+from agents.precision.heuristics.static import Static
 from agents.precision.imitation import imitate, nearest_actions
 from agents.precision.known import Known
 from agents.precision.learned import LearnedStreams, Training, make_learner, preset_of
@@ -27,7 +30,7 @@ SMALL = {"n_envs": 8, "n_steps": 16, "batch_size": 64, "n_epochs": 2, "net": (32
 @pytest.fixture(autouse=True)
 def few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imitation, "SERVERS", 24)
-    monkeypatch.setattr(imitation, "DECISIONS", 200)
+    monkeypatch.setattr(imitation, "DECISIONS", 400)
     monkeypatch.setattr(imitation, "_BATCH", 64)
 
 
@@ -93,6 +96,42 @@ def test_a_taught_policy_decides_nearly_as_well_as_its_rule(
     after = effective_accuracies(listed, LearnedStreams(model), episodes).mean()
     assert before < expected - 0.02
     assert after > expected - 0.01
+
+
+def test_a_taught_policy_tries_other_actions_than_the_taught_one(
+    listed: StagedPrecisionConfig, world_known: Known
+) -> None:
+    rule = Static("always", PrecisionPlan((2, 2, 2, 2)))
+    model = make_learner("ppo", listed, 0, preset_of("ppo", SMALL))
+    imitate(model, listed, rule)  # type: ignore[arg-type]
+    worlds = model.get_env()
+    assert worlds is not None and model.num_timesteps == 0
+    policy: Any = model.policy
+    seen = torch.as_tensor(worlds.reset())
+    shares = policy.get_distribution(seen).distribution.probs.detach().numpy()
+    assert isinstance(listed.actions, TableActions)
+    chosen = nearest_actions(listed.actions, rule.rows(np.zeros((1, 1))))[0, 0]
+    assert (shares.argmax(axis=1) == chosen).all()
+    others = 1.0 - shares[:, chosen]
+    assert (others > 0.3 * imitation.RANDOM_SHARE).all()
+    assert (others < 3.0 * imitation.RANDOM_SHARE).all()
+
+
+def test_the_critic_learns_what_the_taught_policy_is_worth(
+    listed: StagedPrecisionConfig, world_known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = SlackFit(world_known, factor=0.8)
+    models = []
+    for updates in (0, 4):
+        monkeypatch.setattr(imitation, "CRITIC_UPDATES", updates)
+        model = make_learner("ppo", listed, 0, preset_of("ppo", SMALL))
+        imitate(model, listed, rule)  # type: ignore[arg-type]
+        models.append(model)
+    untaught, taught = (model.policy.state_dict() for model in models)
+    for name, values in taught.items():
+        same = torch.equal(values, untaught[name])
+        assert same == ("value" not in name), name
+    assert all(parameter.requires_grad for parameter in models[1].policy.parameters())
 
 
 def test_learning_goes_on_from_what_was_taught(

@@ -1,0 +1,85 @@
+"""What adapting can win at each load: where a server is never busy, or always, there is nothing.
+
+On training streams, so that a load can be chosen by it without a look at what is reported on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from agents.precision.api import effective_accuracies
+from agents.precision.candidates import candidate_rows
+from agents.precision.heuristics.load import SlackFit, slack_fit_grid
+from agents.precision.known import known_of
+from agents.precision.tuning import row_accuracies
+from experiments.files import write_csv
+from experiments.precision.compare import ROWS
+from experiments.precision.lineup import hindsight
+from experiments.precision.summary import FORESIGHT, HINDSIGHT_WINDOWS, STATIC_BEST
+from experiments.precision.tuning import evaluate_rules
+from experiments.precision.worlds import build_world, evaluation_episodes
+from experiments.record import RunFolder, open_run
+from experiments.training import Report, precision_part, silent, with_load
+from experiments.workloads import Part
+
+
+def compare_loads(config: DictConfig, report: Report = silent) -> RunFolder:
+    """Tune the best constant plan and a rule at each load, and search plans with the true future.
+
+    Args:
+        config: A settled configuration; `size.precision.loads` are the loads, its `tuning_episodes`
+            the training streams of each.
+        report: Told about progress.
+
+    Returns:
+        The run folder, with `rows.csv`: a row per load, agent and episode.
+    """
+    loads = [float(load) for load in config.size.precision.loads]
+    study = {"name": f"{config.study.name}-loads", "loads": loads}
+    own = {"study": study, "agent": {"name": "headroom"}, "seed": 0}
+    part = OmegaConf.merge(precision_part(config), {"agent": None}, own)
+    run = open_run(cast("DictConfig", part))
+    if run.complete:
+        return run
+    rows: list[dict[str, Any]] = []
+    for load in loads:
+        for agent, scores in _at(with_load(config, load), report).items():
+            fixed = {"load": load, "agent": agent, "train_seed": 0}
+            rows += [
+                fixed | {"episode": k, "effective_accuracy": score}
+                for k, score in enumerate(scores.tolist())
+            ]
+    write_csv(run.path / ROWS, pd.DataFrame(rows))
+    run.mark_complete()
+    return run
+
+
+def _at(config: DictConfig, report: Report) -> dict[str, NDArray[np.float64]]:
+    """Return the effective accuracy of each agent at a load, float64 [episodes], by name."""
+    size = config.size.precision
+    world = replace(build_world(config, Part.TRAIN), load_factors=(1.0,))
+    known = known_of(world)
+    episodes = evaluation_episodes(config, Part.TRAIN, int(size.tuning_episodes))
+    constants = candidate_rows(world, known, int(size.assignments))
+    constant = row_accuracies(world, constants, episodes)
+    grid = slack_fit_grid(known)
+    rule = evaluate_rules(world, grid, episodes, report)
+    found = {each.name: each.agent for each in hindsight(config, world, episodes, report)}
+    searched = FORESIGHT if FORESIGHT in found else HINDSIGHT_WINDOWS
+    return {
+        STATIC_BEST: _best(constant),
+        SlackFit.name: _best(rule),
+        searched: effective_accuracies(world, found[searched], episodes),
+    }
+
+
+def _best(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores of who is best in the mean, float64 [episodes], of float64 [M, episodes]."""
+    best: NDArray[np.float64] = scores[int(np.nanmean(scores, axis=1).argmax())]
+    return best
