@@ -80,6 +80,6 @@ def _at(config: DictConfig, report: Report) -> dict[str, NDArray[np.float64]]:
 
 
 def _best(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scores of who is best in the mean, float64 [episodes], of float64 [M, episodes]."""
+    """Return the row that is best in the mean, float64 [episodes], of float64 [M, episodes]."""
     best: NDArray[np.float64] = scores[int(np.nanmean(scores, axis=1).argmax())]
     return best

@@ -69,7 +69,8 @@ def test_learners_discount_by_the_clock_of_their_servers(
     assert isinstance(worlds, PrecisionVecEnv)
     elapsed = model.rollout_buffer.elapsed  # type: ignore[attr-defined]
     assert elapsed.shape == (8, 4)
-    assert (elapsed > 0.0).all() and len(np.unique(elapsed)) > 8
+    assert (elapsed > 0.0).all()
+    assert len(np.unique(elapsed)) > 8
     now_s = worlds.servers.engine.signals[:, 0]  # no episode has ended so far
     deadline_s = world.serving.deadline_s
     first_s = now_s - elapsed.sum(axis=0, dtype=np.float64) * deadline_s

@@ -105,7 +105,8 @@ def test_a_taught_policy_tries_other_actions_than_the_taught_one(
     model = make_learner("ppo", listed, 0, preset_of("ppo", SMALL))
     imitate(model, listed, rule)  # type: ignore[arg-type]
     worlds = model.get_env()
-    assert worlds is not None and model.num_timesteps == 0
+    assert worlds is not None
+    assert model.num_timesteps == 0
     policy: Any = model.policy
     seen = torch.as_tensor(worlds.reset())
     shares = policy.get_distribution(seen).distribution.probs.detach().numpy()
