@@ -31,7 +31,7 @@ SMALL = {"n_envs": 8, "n_steps": 16, "batch_size": 64, "n_epochs": 2, "net": (32
 def few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imitation, "SERVERS", 24)
     monkeypatch.setattr(imitation, "DECISIONS", 400)
-    monkeypatch.setattr(imitation, "_BATCH", 64)
+    monkeypatch.setattr(imitation, "_BATCH", 128)
 
 
 @pytest.fixture(scope="module")
