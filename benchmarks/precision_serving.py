@@ -27,7 +27,7 @@ from agents.precision.known import known_of
 from agents.precision.tables import verified_tables
 from benchmarks.rows import BenchmarkRow
 from envs.precision.config import StagedPrecisionConfig, default_config
-from experiments.precision.banks import StandInBank
+from experiments.precision.banks import SampleRows, StandInBank
 from experiments.precision.overhead import untrained
 from runtime.precision.bank import Bank
 from runtime.precision.bank_builder import BankOptions
@@ -114,9 +114,9 @@ def serve(
 ) -> Served:
     """Serve requests for random images; nothing is dropped."""
     config, layout = bench.config, bench.config.scale().signals
-    images = torch.rand(256, *bench.shape)
-    place = torch.arange(len(arrival_s)) % len(images)
-    stream = RequestStream(arrival_s, lambda first, last: images.index_select(0, place[first:last]))
+    images, count = SampleRows(torch.rand(256, *bench.shape)), 256
+    place = torch.arange(len(arrival_s)) % count
+    stream = RequestStream(arrival_s, lambda first, last: images.take(place[first:last]))
     guards = PrecisionGuards(config.guards, config.bank_tables(), config.safe_plan, layout)
     agent.reset()
     with ShadowCheck(bench.bank, layout.n_stages, fraction) as shadow:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agents.deciders import Constant
 from agents.precision.api import PrecisionAgent
-from experiments.precision.banks import StandInBank, TrainedBank
+from experiments.precision.banks import SampleRows, StandInBank, TrainedBank
 from runtime.networks import Network
 from runtime.precision.actions import TableActions
 from runtime.precision.guard_tables import BankTables, PrecisionLimits
@@ -88,7 +88,7 @@ class ServedBatches:
         """
         bank, n = trained.bank, len(batch)
         self.n_stages, self.n_levels = len(bank.stages), len(bank.levels)
-        self._bank, self._batch = StandInBank(bank), batch
+        self._bank, self._batch, self._rows = StandInBank(bank), batch, SampleRows(batch)
         self._names = bank.stages, tuple(level.name for level in bank.levels)
         self._serving = Serving(deadline_s=1e6, max_batch=n, drop=Drop.NEVER)
         count = self.n_levels**self.n_stages
@@ -137,7 +137,7 @@ class ServedBatches:
         places = torch.arange(n).repeat(_BATCHES)
         stream = RequestStream(
             np.zeros(n * _BATCHES),
-            lambda first, last: self._batch.index_select(0, places[first:last]),
+            lambda first, last: self._rows.take(places[first:last]),
         )
         guards = PrecisionGuards(PrecisionLimits(), self._tables, safe, layout)
         with ShadowCheck(self._bank, self.n_stages, 0.0) as shadow:

@@ -25,7 +25,7 @@ from agents.precision.api import (
 )
 from envs.precision.config import StagedPrecisionConfig
 from experiments.errors import ConfigError
-from experiments.precision.banks import StandInBank, TrainedBank
+from experiments.precision.banks import SampleRows, StandInBank, TrainedBank
 from experiments.precision.data import Part
 from experiments.precision.profiling import shown
 from runtime.precision.answers import answers_of
@@ -91,28 +91,22 @@ class ShownSamples:
             conditions: As the profile names them.
         """
         self._n, self._truth = len(part), part.y
-        every = torch.cat([shown(part, name, seed=k) for k, name in enumerate(conditions)])
-        # Kept with channels last in memory, which a selection of rows keeps.
-        self._images = every.dim() == 4
-        self._rows = every.movedim(1, -1).contiguous() if self._images else every
+        every = [shown(part, name, seed=k) for k, name in enumerate(conditions)]
+        self._rows = SampleRows(torch.cat(every))
 
     def of(self, condition: int) -> Tensor:
         """Return all samples under a condition, float32 [n, ...]."""
-        return self._shown(torch.arange(condition * self._n, (condition + 1) * self._n))
+        return self._rows.take(torch.arange(condition * self._n, (condition + 1) * self._n))
 
     def stream(self, requests: Requests) -> RequestStream:
         """Return requests for these samples."""
         place = torch.from_numpy(requests.condition * self._n + requests.sample)
         return RequestStream(
             arrival_s=requests.arrival_s,
-            inputs=lambda first, last: self._shown(place[first:last]),
+            inputs=lambda first, last: self._rows.take(place[first:last]),
             truth=self._truth[requests.sample],
             condition=requests.condition,
         )
-
-    def _shown(self, place: Tensor) -> Tensor:
-        rows = self._rows.index_select(0, place)
-        return rows.movedim(-1, 1) if self._images else rows
 
 
 @dataclass(frozen=True, eq=False)
