@@ -50,6 +50,8 @@ _PREDICTED = (
 _STEPS = ("agent", "time_s", "requests", "dropped", "condition", "in_time", "escalate_below")
 _BIN_S = 0.5
 """Width of the bins of rates and accuracies in a timeline, seconds."""
+_ASIDE = 0.012
+"""How far intervals at the same load stand apart."""
 _ABOVE_GRID = 0.9
 """Drawing order of reference lines and bars: over the grid, under the data."""
 _AGAIN_COLOUR = "#4D4D4D"
@@ -173,8 +175,9 @@ def headroom_by_load(table: pd.DataFrame) -> Figure:
     colours = colours_of(agents)
     for k, name in enumerate(agents):
         gains = [_percent(difference(own, name, STATIC_BEST)) for own in parts.values()]
+        aside = _ASIDE * (k - 0.5 * (len(agents) - 1))
         axes.errorbar(
-            list(parts),
+            [load + aside for load in parts],
             [gain.value for gain in gains],
             yerr=np.abs([[g.value - g.low, g.high - g.value] for g in gains]).T,
             marker=marker_of(k),

@@ -185,8 +185,9 @@ def test_gains_at_each_load_are_drawn_over_its_best_constant() -> None:
         str(each.get_label()): np.asarray(each.lines[0].get_xydata()) for each in axes.containers
     }
     assert set(drawn) == {"slack fit", "foresight windows"}
-    np.testing.assert_allclose(drawn["slack fit"], [(0.3, 1.0), (0.8, 2.0)], atol=1e-9)
-    np.testing.assert_allclose(drawn["foresight windows"], [(0.3, 2.0), (0.8, 4.0)], atol=1e-9)
+    # intervals stand side by side
+    np.testing.assert_allclose(drawn["slack fit"], [(0.294, 1.0), (0.794, 2.0)], atol=1e-9)
+    np.testing.assert_allclose(drawn["foresight windows"], [(0.306, 2.0), (0.806, 4.0)], atol=1e-9)
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.3\n89", "0.8\n69"]
 
 
