@@ -46,8 +46,9 @@ def fit_latency(
     """Fit costs to measured latencies by least squares of relative errors.
 
     Whole runs do not tell how a chain's time divides among its stages: a constant could be added to
-    one stage at all levels and taken from another. `first_share` decides it; predictions and
-    differences between the levels of a stage do not depend on it.
+    one stage at all levels and taken from another. `first_share` decides it, as far as no stage
+    comes out below 0 at some level; predictions and differences between the levels of a stage do
+    not depend on it.
 
     Args:
         assignments: int64 [n, S], level of every stage; every level of every stage occurs.
@@ -69,11 +70,28 @@ def fit_latency(
     stage_s = costs[:n_nodes].reshape(n_stages, n_levels)
     share = np.full(n_stages, 1.0 / n_stages) if first_share is None else first_share
     stage_s += (stage_s[:, 0].sum() * share - stage_s[:, 0])[:, None]
+    stage_s += _without_negative(stage_s.min(axis=1))[:, None]
     return LatencyFit(
         stage_s=stage_s,
         transition_s=costs[n_nodes:].reshape(n_stages - 1, n_levels, n_levels),
         error=design @ costs - 1.0,
     )
+
+
+def _without_negative(least: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what to add to each stage, 0 in sum, so that its least cost is not negative.
+
+    What stages lack is taken from the others in proportion to their least costs; where these are
+    too small altogether, it cannot be helped and nothing is moved.
+
+    Args:
+        least: float64 [S], the least cost of each stage, seconds.
+    """
+    total, positive = least.sum(), np.maximum(least, 0.0)
+    if total < 0.0 or positive.sum() == total:
+        return np.zeros_like(least)
+    moved: NDArray[np.float64] = positive * (total / positive.sum()) - least
+    return moved
 
 
 def held_out_error(

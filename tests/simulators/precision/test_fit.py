@@ -52,6 +52,18 @@ def test_time_divides_among_stages_as_stated() -> None:
     np.testing.assert_allclose(np.diff(fit.stage_s), np.diff(equal.stage_s))
 
 
+def test_no_stage_costs_less_than_nothing_where_levels_save_more_than_its_share() -> None:
+    """The first stage saves all but 0.1 of its 30 ms; a third of the whole is 11 ms."""
+    stage = np.array([[30e-3, 1e-4], [1e-3, 9e-4], [1e-3, 9e-4]])
+    assignments = _every(3, 2)
+    seconds = stage[np.arange(3), assignments].sum(axis=1)
+    for share in (None, np.array([0.2, 0.3, 0.5])):
+        fit = fit_latency(assignments, seconds, 2, share)
+        assert fit.stage_s.min() >= -1e-12
+        np.testing.assert_allclose(fit.predict_s(assignments), seconds)
+        assert np.abs(fit.error).max() < 1e-9
+
+
 def test_held_out_assignments_are_predicted_from_some() -> None:
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     mixed = [a for a in _every(4, 3) if len(set(a.tolist())) > 1]
