@@ -4,7 +4,8 @@ Under a discount per decision a gain counts the more, the fewer decisions lie be
 batches, which slower levels make, look better than they are. A semi-Markov decision process
 discounts by the time between decisions instead (Bradtke and Duff, "Reinforcement Learning Methods
 for Continuous-Time Markov Decision Problems", NIPS 1994). The library's buffers know one discount
-for all steps; these take their place.
+for all steps; these take their place. Where an episode is cut short, the library itself adds what
+was still to come, discounted by a whole unit: one step of a thousand or more.
 
 Tried on profiles of `fsdd_chain` and stream "both", one seed, 300,000 decisions, from a rule that
 is right about 0.9125 of all requests on training streams: at a discount of 0.9 or 0.98 per decision

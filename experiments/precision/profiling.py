@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,15 +17,12 @@ from experiments.precision.latencies import BucketLatencies, switch_beyond_s
 from experiments.training import Report
 from runtime.precision.corruptions import corrupt
 from runtime.precision.machine import sqnr_db
-from runtime.precision.plan import all_assignments
 from runtime.precision.properties import PROPERTY_NAMES, input_properties
 from runtime.precision.shadow import MOST_DB
 from simulators.precision.profile import PrecisionProfile
 
 POWER_ACTIVE_W, POWER_IDLE_W = 20.0, 40.0
 """Declared power of one busy core over rest, and of a small server at rest: a model, no meter."""
-_LEAST_SHARE = 0.5
-"""Of the shortest measured latency: fits that predict less for an assignment are not believed."""
 _PROBED = 64
 """Samples that clip rates and SQNRs are measured on."""
 
@@ -57,7 +53,6 @@ def build_profile(
     inputs_of = [shown(part, condition, seed=k) for k, condition in enumerate(conditions)]
     answers = _answers(trained, inputs_of, part.y, exact, report)
     observed = [_observed(trained, x[:_PROBED]) for x in inputs_of]
-    costs = [stage_costs(at) for at in measured]
     return PrecisionProfile(
         network=trained.name,
         stages=bank.stages,
@@ -69,8 +64,8 @@ def build_profile(
         fixed_s=np.array([at.overhead.serving_s for at in measured]),
         decision_s=np.array([at.overhead.decision_s for at in measured]),
         switch_s=np.array([max(switch_beyond_s(at), 0.0) for at in measured]),
-        latency_s=np.stack([stage_s for stage_s, _ in costs]),
-        transition_s=np.stack([transition_s for _, transition_s in costs]),
+        latency_s=np.stack([at.fit.stage_s for at in measured]),
+        transition_s=np.stack([at.fit.transition_s for at in measured]),
         sigma=np.array([at.sigma for at in measured]),
         bytes=_bytes(trained),
         truth=part.y.astype(np.uint8),
@@ -97,25 +92,6 @@ def shown(part: Part, condition: str, seed: int) -> Tensor:
     if not name:
         return inputs(part.x)
     return inputs(corrupt(part.x, name, int(severity), np.random.default_rng(seed)))
-
-
-def stage_costs(at: BucketLatencies) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what stages and changes of levels cost at a batch size: the fit, if it makes sense.
-
-    A fit to few and noisy latencies may leave some assignment next to no time. Then no border may
-    save more than a bit less than half of either stage beside it, so that a chain takes time.
-
-    Returns:
-        `LatencyFit.stage_s`, at least 0, and `LatencyFit.transition_s`.
-    """
-    # A stage too short to be told from nothing may have been fitted slightly below it.
-    fit = replace(at.fit, stage_s=np.maximum(at.fit.stage_s, 0.0))
-    n_stages, n_levels = fit.stage_s.shape
-    shortest_s = fit.predict_s(all_assignments(n_stages, n_levels)).min()
-    if shortest_s >= _LEAST_SHARE * at.steady_s.min():
-        return fit.stage_s, fit.transition_s
-    before, after = fit.stage_s[:-1, :, None], fit.stage_s[1:, None, :]
-    return fit.stage_s, np.maximum(fit.transition_s, -0.45 * np.minimum(before, after))
 
 
 def _answers(

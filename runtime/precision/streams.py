@@ -83,7 +83,8 @@ class Served(NamedTuple):
         latency_s: float64 [n], NaN where dropped.
         switches: All changes of levels.
         causes: How often each cause changed a proposal.
-        decision_s: float64 [batches], from the formed batch to the plan, properties included.
+        decision_s: float64 [batches], from the formed batch until its plan is in force, properties
+            included.
         late_start_s: float64 [batches], how much later than possible a batch was formed (the
             clock's and the sleep's inaccuracy).
         busy_s: From the formed batch to its answers, summed over all batches.

@@ -7,10 +7,13 @@ the chain.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+_LEAST_SHARE = 0.5
+"""Of the shortest measured latency: fits that predict less for an assignment are not believed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,13 @@ class LatencyFit:
         result: NDArray[np.float64] = total + changes.sum(axis=1)
         return result
 
+    def shortest_s(self) -> float:
+        """Return the least latency of all assignments, seconds, stage by stage."""
+        least: NDArray[np.float64] = self.stage_s[0]
+        for own_s, change_s in zip(self.stage_s[1:], self.transition_s, strict=True):
+            least = (least[:, None] + change_s).min(axis=0) + own_s
+        return float(least.min())
+
 
 def fit_latency(
     assignments: NDArray[np.int64],
@@ -48,7 +58,8 @@ def fit_latency(
     Whole runs do not tell how a chain's time divides among its stages: a constant could be added to
     one stage at all levels and taken from another. `first_share` decides it, as far as no stage
     comes out below 0 at some level; predictions and differences between the levels of a stage do
-    not depend on it.
+    not depend on it. A fit to few and noisy latencies may leave some assignment next to no time;
+    then no change of levels saves more than a bit less than half of either stage beside it.
 
     Args:
         assignments: int64 [n, S], level of every stage; every level of every stage occurs.
@@ -65,17 +76,19 @@ def fit_latency(
     n_stages = assignments.shape[1]
     design = _design(assignments, n_levels) / seconds[:, None]
     solution = np.linalg.lstsq(design, np.ones(len(seconds)), rcond=None)[0]
-    costs = np.asarray(solution, dtype=np.float64)
+    costs: NDArray[np.float64] = np.asarray(solution, dtype=np.float64)
     n_nodes = n_stages * n_levels
     stage_s = costs[:n_nodes].reshape(n_stages, n_levels)
     share = np.full(n_stages, 1.0 / n_stages) if first_share is None else first_share
     stage_s += (stage_s[:, 0].sum() * share - stage_s[:, 0])[:, None]
     stage_s += _without_negative(stage_s.min(axis=1))[:, None]
-    return LatencyFit(
-        stage_s=stage_s,
-        transition_s=costs[n_nodes:].reshape(n_stages - 1, n_levels, n_levels),
-        error=design @ costs - 1.0,
-    )
+    transition_s = costs[n_nodes:].reshape(n_stages - 1, n_levels, n_levels)
+    fit = LatencyFit(np.maximum(stage_s, 0.0), transition_s, np.zeros(len(seconds)))
+    if fit.shortest_s() < _LEAST_SHARE * seconds.min():
+        before, after = fit.stage_s[:-1, :, None], fit.stage_s[1:, None, :]
+        most_saved = 0.45 * np.minimum(before, after)
+        fit = replace(fit, transition_s=np.maximum(transition_s, -most_saved))
+    return replace(fit, error=fit.predict_s(assignments) / seconds - 1.0)
 
 
 def _without_negative(least: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -88,7 +101,7 @@ def _without_negative(least: NDArray[np.float64]) -> NDArray[np.float64]:
         least: float64 [S], the least cost of each stage, seconds.
     """
     total, positive = least.sum(), np.maximum(least, 0.0)
-    if total < 0.0 or positive.sum() == total:
+    if total < 0.0 or least.min() >= 0.0:
         return np.zeros_like(least)
     moved: NDArray[np.float64] = positive * (total / positive.sum()) - least
     return moved

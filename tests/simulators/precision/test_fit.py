@@ -64,6 +64,27 @@ def test_no_stage_costs_less_than_nothing_where_levels_save_more_than_its_share(
         assert np.abs(fit.error).max() < 1e-9
 
 
+def test_the_shortest_assignment_is_the_shortest_of_all() -> None:
+    assignments = _every(4, 3)
+    fit = fit_latency(assignments, _true_seconds(assignments, 3, seed=2), 3)
+    assert fit.shortest_s() == pytest.approx(fit.predict_s(assignments).min())
+
+
+@pytest.mark.parametrize("saved_s", [1e-3, 6e-3])
+def test_a_fit_that_leaves_a_chain_no_time_is_bounded(saved_s: float) -> None:
+    """Two changes that save time were measured apart; nobody ran the chain that has both."""
+    assignments = np.array([[0, 0, 0], [1, 1, 1], [0, 1, 1], [1, 1, 0]])
+    seconds = np.array([10e-3, 10e-3, 10e-3 - saved_s, 10e-3 - saved_s])
+    fit = fit_latency(assignments, seconds, 2)
+    believed = 10e-3 - 2.0 * saved_s > 0.5 * seconds.min()
+    assert (np.abs(fit.error).max() < 1e-9) == believed
+    # The error is of what the costs say, bounded or not.
+    np.testing.assert_allclose(fit.error, fit.predict_s(assignments) / seconds - 1.0)
+    assert fit.shortest_s() > 0.0
+    saving = np.minimum(fit.stage_s[:-1, :, None], fit.stage_s[1:, None, :])
+    assert (fit.transition_s >= -0.45 * saving - 1e-12).all()
+
+
 def test_held_out_assignments_are_predicted_from_some() -> None:
     uniform = np.repeat(np.arange(3)[:, None], 4, axis=1)
     mixed = [a for a in _every(4, 3) if len(set(a.tolist())) > 1]
