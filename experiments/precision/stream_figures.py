@@ -188,6 +188,7 @@ def headroom_by_load(table: pd.DataFrame) -> Figure:
     axes.axhline(0.0, color="black", linewidth=1.0, zorder=_ABOVE_GRID)
     named = [f"{load:g}\n{100.0 * own[STATIC_BEST].mean():.0f}" for load, own in parts.items()]
     axes.set_xticks(list(parts), named)
+    axes.set_xlim(min(parts) - 0.05, max(parts) + 0.05)  # one load alone is no range
     what = "load (in what the safe levels carry)\nand what static best answers rightly in time (%)"
     axes.set_xlabel(what)
     axes.set_ylabel("gain over static best (points)")
