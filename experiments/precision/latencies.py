@@ -28,7 +28,8 @@ from runtime.precision.measure import (
 )
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
 
-OVERHEAD, DECISION = "serving overhead", "decision of a policy"
+OVERHEAD, DECISION = "serving overhead, {}", "decision of a policy"
+"""Of a level, and of any plan."""
 _TIMED_PASSES = 15
 _RIVAL_SAMPLES = 1024
 LEAST_ROUNDS = 3
@@ -178,10 +179,23 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
                     "predicted_s": predicted[k],
                 }
             )
-        beyond = {OVERHEAD: at.overhead.serving_s, DECISION: at.overhead.decision_s}
+        beyond = {OVERHEAD.format(n): s for n, s in zip(names, at.overhead.serving_s, strict=True)}
+        beyond[DECISION] = at.overhead.decision_s
         for name, seconds in (at.rivals_s | beyond).items():
             rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})
     return pd.DataFrame(rows)
+
+
+def served_stage_s(at: BucketLatencies) -> NDArray[np.float64]:
+    """Return what each stage costs at each level in service, float64 [S, P], seconds.
+
+    Serving costs some levels more than others (`Overhead`): what it costs a level beyond the level
+    that it costs least is divided among the stages as they divide a pass at that level.
+    """
+    stage_s, serving_s = at.fit.stage_s, at.overhead.serving_s
+    pass_s = np.maximum(stage_s.sum(axis=0), np.finfo(np.float64).tiny)
+    result: NDArray[np.float64] = stage_s * (1.0 + (serving_s - serving_s.min()) / pass_s)
+    return result
 
 
 def switch_beyond_s(at: BucketLatencies) -> float:

@@ -13,7 +13,7 @@ from experiments.precision.answers import HELD_OUT, Answers, exact_answers, mode
 from experiments.precision.banks import TrainedBank, inputs
 from experiments.precision.calibration import CalibrationNode
 from experiments.precision.data import Part
-from experiments.precision.latencies import BucketLatencies, switch_beyond_s
+from experiments.precision.latencies import BucketLatencies, served_stage_s, switch_beyond_s
 from experiments.training import Report
 from runtime.precision.corruptions import corrupt
 from runtime.precision.machine import sqnr_db
@@ -61,10 +61,10 @@ def build_profile(
         buckets=tuple(at.bucket for at in measured),
         conditions=conditions,
         property_names=PROPERTY_NAMES,
-        fixed_s=np.array([at.overhead.serving_s for at in measured]),
+        fixed_s=np.array([at.overhead.serving_s.min() for at in measured]),
         decision_s=np.array([at.overhead.decision_s for at in measured]),
         switch_s=np.array([max(switch_beyond_s(at), 0.0) for at in measured]),
-        latency_s=np.stack([at.fit.stage_s for at in measured]),
+        latency_s=np.stack([served_stage_s(at) for at in measured]),
         transition_s=np.stack([at.fit.transition_s for at in measured]),
         sigma=np.array([at.sigma for at in measured]),
         bytes=_bytes(trained),

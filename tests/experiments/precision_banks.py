@@ -46,7 +46,7 @@ def _declared(trained: TrainedBank, bucket: int) -> BucketLatencies:
         rivals_accuracy={},
         fit=fit,
         held_out=nothing,
-        overhead=Overhead(1e-4, 2e-5),
+        overhead=Overhead(np.array([3e-4, 2e-4, 1e-4]), 2e-5),
     )
 
 
