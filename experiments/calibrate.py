@@ -102,10 +102,10 @@ def calibrate_network(config: DictConfig, report: Report = silent) -> RunFolder:
     write_csv(run.path / LATENCIES, latency_table(measured, trained.bank))
     write_csv(run.path / RIVALS, rival_table(measured))
     write_csv(run.path / FIT, fit_table(measured))
+    on = "one GPU" if trained.on_gpu else "one thread"
     caption = (
         f"Accuracy on calibration data against predicted latency of {config.network.name} at batch "
-        f"{node.batch}, one thread; grey: all assignments that were tried. Made by `python -m "
-        f"experiments.calibrate network={config.network.name} size={config.size.name}`."
+        f"{node.batch}, {on}; grey: all assignments that were tried. Made by `{command_line()}`."
     )
     save_figure(front(calibrated.every, rows), run.path / FRONT, caption)
     if node.profiled > 0:
@@ -263,7 +263,7 @@ def _show_levels(table: pd.DataFrame) -> None:
             accuracies[column] = column.removeprefix("accuracy_").replace("_", " ")
         elif column.endswith("_ms"):
             costs[column] = column.removesuffix("_ms").replace("batch_", "b") + " ms"
-        elif column.endswith("compiled"):
+        elif column.endswith("fp32_compiled"):
             costs[column] = "b" + column.split("_")[1] + " x"
     shown["kB"] = table["bytes"] / 1e3
     show_table("levels: latency, speed over compiled fp32, memory", shown, costs | {"kB": "kB"})

@@ -42,11 +42,12 @@ def machine() -> dict[str, Any]:
     """Describe the machine.
 
     Returns:
-        `cpu` (name, family and model), `cores` (logical ones this process may use),
-        `memory_bytes`, `os`.
+        `cpu` (name, family and model), `gpu` (name; None without one), `cores` (logical ones this
+        process may use), `memory_bytes`, `os`.
     """
     return {
         "cpu": _cpu_model(),
+        "gpu": _gpu_model(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -58,7 +59,8 @@ def machine() -> dict[str, Any]:
 def machine_summary() -> str:
     """Word the machine for a table, such as `2 cores, Intel(R) Xeon(R), 23 GiB`."""
     facts = machine()
-    return f"{facts['cores']} cores, {facts['cpu']}, {facts['memory_bytes'] / 2**30:.0f} GiB"
+    said = f"{facts['cores']} cores, {facts['cpu']}, {facts['memory_bytes'] / 2**30:.0f} GiB"
+    return said if facts["gpu"] is None else f"{said}, {facts['gpu']}"
 
 
 def command_line() -> str:
@@ -106,6 +108,15 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout
+
+
+def _gpu_model() -> str | None:
+    # Here, not above: importing torch takes seconds, and not every command does.
+    if "torch" not in sys.modules:
+        return None
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu_model() -> str:

@@ -22,9 +22,12 @@ from runtime.precision.checkpoint import load_network
 from runtime.precision.levels import find_levels, real_levels, require_runnable
 from runtime.precision.machine import has_matrix_units
 from runtime.precision.memory import keep_memory
+from runtime.precision.names import unknown
 from runtime.precision.staging import StagedNetwork
 from runtime.precision.training_mode import Assignment
 
+FIRST_LEVELS = {"cpu": "fp32", "cuda": "cuda_fp32"}
+"""The reference of each device, which any machine with such a device runs."""
 CALIBRATED_ON = 512
 """Samples that the ranges of activations are measured on."""
 
@@ -34,15 +37,27 @@ class BankNode:
     """The node `bank` of a configuration.
 
     Attributes:
-        levels: Names of the levels, the highest first; None: all that are real, worth it on this
-            machine (see `trained_levels`) and that the network was trained for.
+        device: "cpu" or "cuda": which levels are offered where none are named.
+        levels: Names of the levels, the highest first, whatever they run on; None: all that are
+            real, worth it on this machine (see `trained_levels`) and that the network was trained
+            for.
         buckets: Batch sizes that are prepared and measured.
         percentile: Share of activations inside the calibrated ranges, per cent.
     """
 
+    device: str
     levels: list[str] | None
     buckets: list[int]
     percentile: float
+
+    def __post_init__(self) -> None:
+        """Refuse devices that there are not.
+
+        Raises:
+            ValueError: Names the device.
+        """
+        if self.device not in ("cpu", "cuda"):
+            raise unknown("device (bank.device)", self.device, ["cpu", "cuda"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +75,11 @@ class TrainedBank:
     bank: Bank
     plain: nn.Module
     data: DataSet
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the first level runs on a GPU, and with it what a bank is compared with."""
+        return self.bank.levels[0].device == "cuda"
 
     def runnable(self, assignment: Assignment) -> Assignment:
         """Return what runs in place of an assignment, see the function `runnable`."""
@@ -127,8 +147,8 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         ValueError: A level that this machine or a stage cannot run.
     """
     node = read_node(BankNode, config.bank, "bank")
-    if node.levels is not None:  # training may take an hour: mistakes show before it
-        require_runnable(find_levels(node.levels))
+    # Training may take an hour: mistakes show before it.
+    require_runnable(find_levels(node.levels or [FIRST_LEVELS[node.device]]))
     keep_memory()
     trained = train_network(config, report)
     network, _ = load_network(trained.path / NETWORK)
@@ -139,7 +159,7 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
         zip(network.stage_names, network.stages(), strict=True), network.input_shape
     )
     options = BankOptions(
-        levels=tuple(node.levels or trained_levels(network.widths)),
+        levels=tuple(node.levels or trained_levels(network.widths, node.device)),
         buckets=tuple(node.buckets),
         percentile=node.percentile,
         cache=results_root(config) / "variants",
@@ -150,14 +170,15 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
     return TrainedBank(network.name, bank, nn.Sequential(*network.plain_stages()).eval(), data)
 
 
-def trained_levels(widths: Sequence[float]) -> list[str]:
+def trained_levels(widths: Sequence[float], device: str = "cpu") -> list[str]:
     """Return the names of the real levels worth offering here, at some interior widths.
 
     Without matrix units bf16 is slower than fp32 (measured on a Xeon with AVX-512), and
     each level that cannot be the best multiplies the assignments to try.
     """
-    wide = [level for level in real_levels() if level.width in widths and level.device == "cpu"]
-    return [level.name for level in wide if level.kind != "bf16" or has_matrix_units()]
+    wide = [level for level in real_levels() if level.width in widths and level.device == device]
+    has_bf16 = device == "cuda" or has_matrix_units()
+    return [level.name for level in wide if level.kind != "bf16" or has_bf16]
 
 
 def inputs(x: object) -> Tensor:

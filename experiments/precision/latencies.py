@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments.precision.banks import CALIBRATED_ON, TrainedBank, inputs
 from experiments.precision.data import Part
 from experiments.precision.overhead import Overhead, serving_overhead
-from experiments.precision.rivals import rival_calls
+from experiments.precision.rivals import gpu_rival_calls, rival_calls
 from experiments.training import Report
 from runtime.precision.bank import Bank
 from runtime.precision.measure import (
@@ -111,8 +111,8 @@ def _measure_bucket(
     rng = np.random.default_rng(bucket)
     n_stages, n_levels = len(bank.stages), len(bank.levels)
     chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
-    batch = x[:bucket]
-    rivals = rival_calls(trained.plain, batch, inputs(trained.data.calibration.x[:CALIBRATED_ON]))
+    batch = x[:bucket].pin_memory() if trained.on_gpu else x[:bucket]
+    rivals = _rivals(trained, batch)
     # Looked up before: nothing but the bank's own call is timed.
     calls: list[Call] = [partial(bank.run, assignment=trained.runnable(a)) for a in chosen]
     calls += list(rivals.values())
@@ -137,6 +137,13 @@ def _measure_bucket(
         held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
         overhead=serving_overhead(trained, batch, rounds),
     )
+
+
+def _rivals(trained: TrainedBank, batch: Tensor) -> dict[str, Call]:
+    if trained.on_gpu:
+        return gpu_rival_calls(trained.plain, batch)
+    data = inputs(trained.data.calibration.x[:CALIBRATED_ON])
+    return rival_calls(trained.plain, batch, data)
 
 
 def round_s(calls: Sequence[Call], batch: Tensor) -> float:

@@ -1,7 +1,8 @@
 """Staged precision in results/reference: tables, figures and claims (only with record=true).
 
-A folder per kind of processor and network: `precision/avx512_vnni/fashion_cnn`. Figures of one kind
-of processor say little about another.
+A folder per kind of processor and network: `precision/avx512_vnni/fashion_cnn`, or
+`precision/sm_90/fashion_cnn` for banks on GPUs of that compute capability. Figures of one kind of
+processor say little about another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from experiments.claim_maker import ClaimMaker
 from experiments.claims import REFERENCE, Claim, record_claims
 from experiments.cli import CONF
 from experiments.errors import ConfigError
+from experiments.precision.banks import FIRST_LEVELS
 from experiments.precision.calibration import (
     CHOSEN,
     FIT,
@@ -30,7 +32,7 @@ from experiments.precision.calibration import (
     TRIALS,
     rival_column,
 )
-from experiments.precision.rivals import COMPILED, OPENVINO
+from experiments.precision.rivals import COMPILED, COMPILED_FP16, OPENVINO
 from experiments.precision.summary import (
     CLAIRVOYANT,
     FORESIGHT,
@@ -44,6 +46,7 @@ from experiments.precision.summary import (
 )
 from experiments.record import RunFolder
 from experiments.statistics import Estimate
+from runtime.precision.gpu import gpu_family
 from runtime.precision.machine import has_matrix_units, kernel_family
 
 FOLDER = "precision"
@@ -138,7 +141,8 @@ def _folder(config: DictConfig) -> Path:
         raise ConfigError(
             f"record=true with size={config.size.name}; results/reference is made with size=paper"
         )
-    return REFERENCE / FOLDER / kernel_family() / str(config.network.name)
+    family = gpu_family() if config.bank.device == "cuda" else kernel_family()
+    return REFERENCE / FOLDER / family / str(config.network.name)
 
 
 def _copy(paths: Iterable[Path], folder: Path) -> None:
@@ -181,12 +185,12 @@ def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iter
     levels = pd.read_csv(folder / LEVELS).set_index("level")
     batch, allowed_loss = int(node.batch), float(node.chain)
     source, named = _source(folder / CHOSEN, make), f"bank.{_id(folder)}"
-    own_ms = chosen[f"batch_{batch}_ms"]
-    within = chosen["calibration"] >= chosen.loc["fp32", "calibration"] - allowed_loss - 1e-12
+    own_ms, first = chosen[f"batch_{batch}_ms"], levels.index[0]
+    within = chosen["calibration"] >= chosen.loc[first, "calibration"] - allowed_loss - 1e-12
     name = "best of all"
     if name not in chosen.index:  # not all were run
         name = str(own_ms[within].idxmin())
-    loss = 100.0 * float(chosen.loc["fp32", "held_out"] - chosen.loc[name, "held_out"])
+    loss = 100.0 * float(chosen.loc[first, "held_out"] - chosen.loc[name, "held_out"])
     best = (
         f"the fastest assignment ({name}) within {100 * allowed_loss:g} points on clean "
         f"calibration samples (on held-out ones it loses {loss:.1f})"
@@ -197,14 +201,16 @@ def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iter
         column, own = rival_column(size, rival), chosen[f"batch_{size}_ms"]
         if column not in levels:
             return None
-        return float(own[name]), float(levels.loc["fp32", column] * own["fp32"])
+        return float(own[name]), float(levels.loc[first, column] * own[first])
 
-    what = f"{_label(folder)}, batch {batch}, one thread"
-    if pair := times_ms(COMPILED, batch):
-        said = f"throughput of {best} over compiled fp32, {what}"
-        aim = ">= 4" if has_matrix_units() else ">= 1.9"
-        ratio = pair[1] / pair[0]
-        yield make(f"{named}.vs-compiled-fp32", said, ratio, source, aim, _both(pair))
+    on_gpu = first == FIRST_LEVELS["cuda"]
+    what = f"{_label(folder)}, batch {batch}, {'one GPU' if on_gpu else 'one thread'}"
+    aims = {COMPILED: None if on_gpu else ">= 4" if has_matrix_units() else ">= 1.9"}
+    for rival, aim in (aims | {COMPILED_FP16: None}).items():
+        if pair := times_ms(rival, batch):
+            how, ratio = " ".join(reversed(rival.split())), pair[1] / pair[0]
+            said = f"throughput of {best} over {how}, {what}"
+            yield make(f"{named}.vs-{_dashed(how)}", said, ratio, source, aim, _both(pair))
     good = [level for level in levels.index if within[level]]
     pair = float(own_ms[name]), float(own_ms[good].min())
     said = f"throughput of {best} over the best uniform level within them, {what}"
@@ -367,4 +373,4 @@ def _id(folder: Path) -> str:
 
 
 def _dashed(name: str) -> str:
-    return name.replace("_", "-")
+    return name.replace("_", "-").replace(" ", "-")

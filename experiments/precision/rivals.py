@@ -1,10 +1,15 @@
-"""The whole network in fp32, compiled, and in OpenVINO: what a bank is measured beside."""
+"""The whole network in fp32, compiled, and in OpenVINO: what a bank is measured beside.
+
+A bank on a GPU is measured beside the network on the same GPU, in fp32 and fp16.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+from collections.abc import Callable
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +19,7 @@ from torch import Tensor, nn
 from experiments.console import say
 from runtime.precision.measure import Call
 
-EAGER, COMPILED = "fp32 eager", "fp32 compiled"
+EAGER, COMPILED, COMPILED_FP16 = "fp32 eager", "fp32 compiled", "fp16 compiled"
 OPENVINO = "openvino int8"
 _CALIBRATION = 300
 """Samples that OpenVINO's ranges are found on: the default of its quantiser."""
@@ -38,6 +43,45 @@ def rival_calls(plain: nn.Module, batch: Tensor, data: Tensor) -> dict[str, Call
         OPENVINO: openvino_int8(plain, batch, data),
     }
     return {name: call for name, call in found.items() if call is not None}
+
+
+def gpu_rival_calls(plain: nn.Module, batch: Tensor) -> dict[str, Call]:
+    """Return what can be run on a GPU beside a bank, by name; inputs and results as a bank's.
+
+    Args:
+        plain: The network in fp32, in evaluation mode.
+        batch: float32 [n, ...], the batch size that it is prepared for.
+
+    Returns:
+        Eager and compiled fp32 as PyTorch comes (convolutions round to TF32), and compiled fp16:
+        both with CUDA graphs.
+    """
+    found: dict[str, Call | None] = {}
+    floats = {EAGER: torch.float32, COMPILED: torch.float32, COMPILED_FP16: torch.float16}
+    for name, dtype in floats.items():
+        own = deepcopy(plain).to("cuda", dtype, memory_format=torch.channels_last)
+        found[name] = _there_and_back(own) if name == EAGER else _compiled_on_gpu(own, batch, name)
+    return {name: call for name, call in found.items() if call is not None}
+
+
+def _there_and_back(module: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Call:
+    def call(x: Tensor) -> Tensor:
+        return module(x.to("cuda", non_blocking=True).to(dtype)).float().cpu()
+
+    return call
+
+
+def _compiled_on_gpu(module: nn.Module, batch: Tensor, name: str) -> Call | None:
+    """Return a module compiled with CUDA graphs; None where it cannot be."""
+    dtype = next(module.parameters()).dtype
+    try:
+        call = _there_and_back(torch.compile(module, dynamic=False, mode="reduce-overhead"), dtype)
+        for _ in range(3):  # the graph is captured in the second
+            call(batch)
+    except Exception as error:  # whatever a compiler raises
+        _said(name, error)
+        return None
+    return call
 
 
 def _said(what: str, error: Exception) -> None:

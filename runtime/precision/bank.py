@@ -20,10 +20,11 @@ from runtime.precision.assignments import Assignment, Assignments
 from runtime.precision.bank_builder import BankOptions, build_variants
 from runtime.precision.calibration import Calibration
 from runtime.precision.formats import convert, describe
-from runtime.precision.kernel_log import Kernel, executed_kernels
+from runtime.precision.gpu_calls import GpuCall
+from runtime.precision.kernel_log import Kernel, executed_kernels, executed_on_gpu
 from runtime.precision.levels import Level
 from runtime.precision.lowering import LoweredStage
-from runtime.precision.passes import Counts, Passes, ordered
+from runtime.precision.passes import Counts, make_passes, ordered
 from runtime.precision.staging import StagedNetwork
 
 
@@ -85,7 +86,7 @@ class Bank:
             network, data, options
         )
         self._assignments = Assignments(self.stages, self.levels, self._refusals)
-        self._passes = Passes(network, self._variants, len(self.levels), self.calibration)
+        self._passes = make_passes(network, self._variants, len(self.levels), self.calibration)
         self._bucket_set = frozenset(self.buckets)
         self._shape = torch.Size(network.input_shape)
 
@@ -172,7 +173,10 @@ class Bank:
         """
         levels = self._assignments.read(assignment)
         self._check_input(x)
-        at = [time.perf_counter() for _ in self._passes.walk(x.detach(), levels)]
+        at = []
+        for _ in self._passes.walk(x.detach(), levels):
+            self._passes.settle()
+            at.append(time.perf_counter())
         return np.diff(at)
 
     def probe(self, x: Tensor, assignment: Sequence[int] | int) -> Probe:
@@ -220,7 +224,7 @@ class Bank:
         else:
             parts = self._padded(x.detach())
             output = torch.cat([self._passes.counted(p, n, levels, counts) for p, n in parts])
-        rates = [some / every for some, every in zip(*counts, strict=True)]
+        rates = [float(some) / every for some, every in zip(*counts, strict=True)]
         return Observed(output, np.array(rates, dtype=np.float32))
 
     def clip_rates(self, x: Tensor, assignment: Sequence[int] | int) -> NDArray[np.float32]:
@@ -241,18 +245,31 @@ class Bank:
     def warm_up(self, buckets: Sequence[int] | None = None) -> None:
         """Run every variant once per batch size, so that oneDNN has its kernels ready.
 
+        Stages on a GPU are captured for these batch sizes; others run kernel by kernel.
+
         Args:
             buckets: Batch sizes; by default all buckets.
         """
         for size in buckets or self.buckets:
             for stage, level in self._variants:
                 for call in self._passes.calls_of(stage, level):
+                    if isinstance(call, GpuCall):
+                        for x in self._arrivals(stage, level, size):
+                            call.capture(x)
                     call(self._blank(stage, level, size))
 
     def _blank(self, stage: int, level: int, size: int) -> Tensor:
         """Return zeros in the format that a variant takes."""
         x = ordered(torch.zeros(size, *self.network.stages[stage].input_shape))
         return convert(x, torch.float32, self.variant(stage, level).native).clone()
+
+    def _arrivals(self, stage: int, level: int, size: int) -> Iterator[Tensor]:
+        """Yield zeros as they come to a stage on a GPU: from another one there, or in fp32."""
+        if stage > 0:
+            yield self._blank(stage, level, size)
+        before = (self._variants.get((stage - 1, k)) for k in range(len(self.levels)))
+        if stage == 0 or any(variant and not variant.on_gpu for variant in before):
+            yield ordered(torch.zeros(size, *self.network.stages[stage].input_shape))
 
     # Assignments
 
@@ -306,7 +323,7 @@ class Bank:
         return describe(self.variant(stage, level).native)
 
     def kernels(self, stage: int, level: int, batch: int = 1) -> tuple[Kernel, ...]:
-        """Return the oneDNN primitives that a variant executes, for checks.
+        """Return the oneDNN primitives, or kernels of a GPU, that a variant executes, for checks.
 
         Args:
             stage: Place of the stage.
@@ -314,7 +331,8 @@ class Bank:
             batch: Batch size.
         """
         call, x = self._passes.calls_of(stage, level)[0], self._blank(stage, level, batch)
-        return executed_kernels(lambda: call(x))
+        executed = executed_on_gpu if self.variant(stage, level).on_gpu else executed_kernels
+        return executed(lambda: call(x))
 
 
 __all__ = ["Assignment", "Bank", "BankOptions", "Calibration", "Level", "Observed", "Probe"]

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 
 from runtime.precision import machine
 from runtime.precision.calibration import Calibration, calibrate, data_key
-from runtime.precision.kernels import Int8Weights, quantise_weights
+from runtime.precision.kernels import Int8Weights
 from runtime.precision.levels import Level, find_levels, real_levels, require_runnable
-from runtime.precision.lowering import Borders, LoweredStage, layers_of
+from runtime.precision.lowering import Borders, LoweredStage, layers_of, rounded_weights
 from runtime.precision.staging import StagedNetwork, WidthError, fingerprint
 from runtime.precision.variant_cache import VariantCache
 
@@ -28,13 +28,14 @@ class BankOptions:
     """What a bank offers.
 
     Attributes:
-        levels: Names, or levels of your own; None: those of fp32, bf16 and int8 that this machine
-            can run.
+        levels: Names, or levels of your own; None: those of fp32, bf16 and int8 that this machine's
+            processor can run.
         buckets: Batch sizes that are run as they are.
         percentile: Of calibration, see `calibration.calibrate`.
-        rest: Type in which int8 stages compute what are not layers: bf16, fp32, or auto, which
-            is bf16 on a processor with AMX and fp32 on others. Without AMX both take the same time
-            (measured: transformer of width 192, batch 1 and 16), so the exacter one is taken.
+        rest: Type in which stages of 8 bits compute what are not layers: bf16, fp32, or auto, which
+            is bf16 on a GPU or a processor with AMX and fp32 on others. Without AMX both take the
+            same time (measured: transformer of width 192, batch 1 and 16), so the exacter one is
+            taken.
         cache: Folder of the variant cache, or None.
     """
 
@@ -63,15 +64,17 @@ class BankOptions:
         """
         if self.levels is not None:
             return find_levels(self.levels)
-        return tuple(level for level in real_levels() if level.width == 1.0)
+        whole = (level for level in real_levels() if level.width == 1.0)
+        return tuple(level for level in whole if level.device == "cpu")
 
     def sorted_buckets(self) -> tuple[int, ...]:
         """Return the buckets in order, each once."""
         return tuple(sorted(set(self.buckets)))
 
-    def rest_type(self) -> torch.dtype:
-        """Return the type that `rest` means on this machine."""
-        wide = self.rest == "fp32" or (self.rest == "auto" and not machine.has_matrix_units())
+    def rest_type(self, on: str) -> torch.dtype:
+        """Return the type that `rest` means on a device of this machine, see `Level.device`."""
+        slow = on == "cpu" and not machine.has_matrix_units()
+        wide = self.rest == "fp32" or (self.rest == "auto" and slow)
         return torch.float32 if wide else torch.bfloat16
 
 
@@ -92,7 +95,6 @@ def build_variants(
     cache = None if options.cache is None else VariantCache(options.cache)
     prints = {key: fingerprint(graph) for key, graph in graphs.items()}
     calibration = _calibration(network, data, options, graphs, prints, cache)
-    rest = options.rest_type()
     variants: Variants = {}
     for k in range(len(network.stages)):
         borders = Borders(calibration.borders[k], calibration.borders[k + 1])
@@ -100,12 +102,15 @@ def build_variants(
             if (k, at) in refusals:
                 continue
             key = (k, level.width)
+            ranges = calibration.ranges[key]
+            if level.kind == "fp16" and (reason := _beyond_fp16(ranges)):
+                refusals[k, at] = reason
+                continue
             weights = None
-            if level.kind in ("int8", "emulated") and cache is not None:
-                weights = _integer_weights(graphs[key], level, prints[key], cache)
-            variants[k, at] = LoweredStage(
-                graphs[key], level, calibration.ranges[key], borders, rest, weights
-            )
+            if level.bits <= 8 and cache is not None:
+                weights = _rounded_weights(graphs[key], level, prints[key], cache)
+            rest = options.rest_type(level.device)
+            variants[k, at] = LoweredStage(graphs[key], level, ranges, borders, rest, weights)
     return levels, calibration, variants, refusals
 
 
@@ -124,6 +129,16 @@ def _widths(network: StagedNetwork, levels: tuple[Level, ...]) -> tuple[Graphs, 
                 f"no stage can run at level {level.name!r}: {refusals[0, at]}; leave the level out"
             )
     return graphs, refusals
+
+
+def _beyond_fp16(ranges: Mapping[str, tuple[float, float]]) -> str:
+    """Return why a stage's values do not fit fp16, or nothing if they do."""
+    top = torch.finfo(torch.float16).max
+    for name, (low, high) in ranges.items():
+        if max(-low, high) > top:
+            found = f"{low:.3g} to {high:.3g}"
+            return f"tensor {name!r} reaches from {found}; fp16 ends at {top:.0f}, bf16 does not"
+    return ""
 
 
 def _environment() -> dict[str, str]:
@@ -155,22 +170,21 @@ def _calibration(
     return calibration
 
 
-def _integer_weights(
+def _rounded_weights(
     graph: fx.GraphModule, level: Level, print_: str, cache: VariantCache
 ) -> dict[str, Int8Weights]:
-    """Return integer weights of a graph's layers from the cache, made and kept if missing."""
-    layers = layers_of(graph)
+    """Return weights of a graph's layers in 8 bits from the cache, made and kept if missing."""
     bits = machine.weight_bits(level)
     key = {"what": "weights", "weights": print_, "bits": str(bits), "level": level.name}
     key |= _environment()
     known = cache.load(key)
     if known is None:
-        made = {name: quantise_weights(layer, bits) for name, layer in layers.items()}
+        made = rounded_weights(graph, level)
         stored = {f"{name}.integers": w.integers for name, w in made.items()}
         stored |= {f"{name}.scales": w.scales for name, w in made.items()}
         cache.store(key, stored)
         return made
     return {
         name: Int8Weights(layer, known[f"{name}.integers"], known[f"{name}.scales"], bits)
-        for name, layer in layers.items()
+        for name, layer in layers_of(graph).items()
     }

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from runtime.precision import kernels, quantise
+from runtime.precision import device, kernels, quantise
 from runtime.precision.capture import assemble, constants_of
-from runtime.precision.formats import Format, Grid, Rounded
+from runtime.precision.formats import Grid, LocalFormat, Rounded
 from runtime.precision.kernels import Added
-from runtime.precision.lowering import LoweredStage, can_select_uint8
+from runtime.precision.lowering import LoweredStage, can_select
 from runtime.precision.operators import IN_BF16, KEEPS_ORDER, VIEWS, pool_arguments
 from runtime.precision.simplify import is_layer
 
 aten: Any = torch.ops.aten
 
-_Format = Format | None
+_Format = LocalFormat | None
 """None: not a tensor of floats (a size, indices, complex numbers), left as it is."""
 
 _INTEGERS, _FLOATS = "integers", "floats"
@@ -37,7 +37,7 @@ _FRESH: set[Any] = {
 class Emitter:
     """Writes the graph of one stage, level and format handed over."""
 
-    def __init__(self, stage: LoweredStage, out: Format) -> None:
+    def __init__(self, stage: LoweredStage, out: LocalFormat) -> None:
         self._stage, self._out = stage, out
         self._graph = fx.Graph()
         self._constants: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ class Emitter:
         """Return the graph."""
         for node in self._stage.graph.graph.nodes:
             if node.op == "placeholder":
-                self._set(node, self._stage.native, self._graph.placeholder("x"))
+                self._set(node, self._stage.entry, self._graph.placeholder("x"))
             elif node.op == "output":
                 result: Any = node.args[0]
                 self._graph.output(self._ordered(self._value(result, self._out), result))
@@ -77,8 +77,8 @@ class Emitter:
         if not self._stage.rounds:
             return {_FLOATS}
         if user.op == "output":
-            whole = isinstance(self._out, Grid) and self._stage.level.kind == "int8"
-            return {_INTEGERS if whole else _FLOATS}
+            own = self._stage.stores and type(self._out) is self._stage.grid_kind
+            return {_INTEGERS if own else _FLOATS}
         if is_layer(user):
             wanted = {_INTEGERS} if user.args[0] is node else set()
             if user.args[3] is node:
@@ -87,16 +87,23 @@ class Emitter:
             return wanted
         if user.target is aten.sym_size.int:
             return set()
-        return wants[user] if can_select_uint8(user) else {_FLOATS}
+        return wants[user] if self._selects(user) else {_FLOATS}
 
-    def _floats_of(self, node: fx.Node) -> Format:
-        """Return the float type that a layer writes: the one handed over if nobody else reads."""
+    def _selects(self, node: fx.Node) -> bool:
+        return can_select(node, self._stage.grid_kind)
+
+    def _floats_of(self, node: fx.Node) -> LocalFormat:
+        """Return the float type that a layer writes: the one handed over if nobody else reads.
+
+        Layers on a GPU write the numbers of another grid as well.
+        """
         end = node
         while len(end.users) == 1:
             (user,) = end.users
             if user.op == "output":
-                is_float = isinstance(self._out, torch.dtype)
-                return self._out if is_float and self._stage.level.kind == "int8" else self._rest
+                on_gpu, is_grid = self._stage.on_gpu, isinstance(self._out, Grid)
+                written = isinstance(self._out, torch.dtype) or (on_gpu and is_grid)
+                return self._out if written and self._stage.stores else self._rest
             if user.target not in VIEWS:
                 break
             end = user
@@ -106,9 +113,9 @@ class Emitter:
     def _rest(self) -> torch.dtype:
         return self._stage.rest
 
-    def _rounded(self, node: fx.Node) -> Format:
+    def _rounded(self, node: fx.Node) -> LocalFormat:
         grid = self._stage.grid(node)
-        return grid if self._stage.level.kind == "int8" else Rounded(grid)
+        return grid if self._stage.stores else Rounded(grid)
 
     # Values
 
@@ -134,7 +141,7 @@ class Emitter:
         value = self._source[name]
         if value.dtype == torch.float32 and isinstance(form, torch.dtype):
             value = value.to(form)
-            name = name if form is torch.float32 else f"{name}_bf16"
+            name = name if form is torch.float32 else f"{name}_{str(form).removeprefix('torch.')}"
         return self._hold(name, value)
 
     def _hold(self, name: str, value: Tensor) -> fx.Node:
@@ -149,11 +156,11 @@ class Emitter:
             return value
         if isinstance(source, Grid):
             dtype = form if isinstance(form, torch.dtype) else torch.float32
-            spread = (source.scale, float(source.zero_point), dtype)
-            return self._convert(call(quantise.dequantise, (value, *spread)), dtype, form)
+            function, numbers = source.reading(dtype)
+            return self._convert(call(function, (value, *numbers)), dtype, form)
         if isinstance(form, Grid):
-            numbers = (1.0 / form.scale, float(form.zero_point), float(form.top))
-            return call(quantise.quantise, (value, *numbers))
+            function, numbers = form.storing()
+            return call(function, (value, *numbers))
         if isinstance(form, Rounded):
             grid = form.grid
             value = self._convert(value, source, torch.float32)
@@ -178,12 +185,12 @@ class Emitter:
         stage = self._stage
         floats = self._floats_of(node)
         takes: _Format = self._rest
-        form: Format = floats
+        form: LocalFormat = floats
         if stage.rounds:
             takes = self._rounded(source)
-        if stage.level.kind == "int8" and self._wants[node] == {_INTEGERS}:
+        if stage.stores and self._wants[node] == {_INTEGERS}:
             form = stage.grid(node)
-        elif not stage.level.kind == "int8":
+        elif not stage.stores:
             form = self._rest
         x = self._ordered(self._value(source, takes), source)
         added = None if other is None else self._added(node, other, form)
@@ -196,14 +203,15 @@ class Emitter:
 
         target, values = packed.call(get, x, added, form, activation)
         result = self._graph.call_function(target, values)
-        if added is not None and node.target is kernels.conv and stage.level.kind == "int8":
+        overwrites = stage.stores and not stage.on_gpu
+        if added is not None and node.target is kernels.conv and overwrites:
             self._summed.append(result)
         self._set(node, form, result)
 
-    def _added(self, node: fx.Node, other: fx.Node, form: Format) -> Added:
+    def _added(self, node: fx.Node, other: fx.Node, form: LocalFormat) -> Added:
         stage = self._stage
         is_conv = node.target is kernels.conv
-        if stage.level.kind == "int8" and is_conv:
+        if stage.stores and is_conv:
             takes: _Format = stage.grid(other) if isinstance(form, Grid) else form
         elif stage.level.kind == "emulated" and is_conv:
             takes = self._rounded(other)
@@ -219,7 +227,7 @@ class Emitter:
             arguments = (self._primary(value)[1], *node.args[1:])
             copied = self._graph.call_function(_BATCH_SIZE, arguments)
             self._set(node, None, copied)
-        elif can_select_uint8(node) and self._stage.rounds and self._wants[node] == {_INTEGERS}:
+        elif self._selects(node) and self._stage.rounds and self._wants[node] == {_INTEGERS}:
             self._select(node)
         else:
             self._compute(node)
@@ -253,13 +261,15 @@ class Emitter:
         target: Any = node.target
         arguments = fx.node.map_arg(node.args, find)
         options: Any = fx.node.map_arg(node.kwargs, find)
+        if "device" in options and self._stage.on_gpu:
+            options = {**options, "device": device.CUDA}
         result = self._graph.call_function(target, arguments, options)
         keeps = node.target in KEEPS_ORDER
         inputs = [value for value in node.all_input_nodes if value.op != "get_attr"]
         scattered = not keeps or any(value in self._scattered for value in inputs)
         self._set(node, form if _holds_floats(node) else None, result, scattered)
 
-    def _compute_type(self, node: fx.Node) -> Format:
+    def _compute_type(self, node: fx.Node) -> LocalFormat:
         if node.target is operator.getitem:
             source: Any = node.args[0]
             form = self._primary(source)[0]

@@ -1,13 +1,18 @@
-"""Formats of a tensor between two operators: fp32, bf16, or uint8 on a calibrated grid."""
+"""Formats of a tensor between two operators: floats, uint8 on a calibrated grid, or scaled fp8.
+
+Each may lie in the memory of a GPU (`Placed`).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from runtime.precision import quantise
+from runtime.precision import device, quantise
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,81 @@ class Grid:
         """Return the grid that covers all values of a tensor."""
         return cls.of_range(float(x.min()), float(x.max()))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers that are kept."""
+        return torch.uint8
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Numbers at and beyond which a value counts as clipped; infinite where none does.
+
+        Rectified values lie at 0 by design.
+        """
+        low = 0.0 if self.zero_point > 0 else -math.inf
+        return low, float(self.top) if self.zero_point < self.top else math.inf
+
+    def storing(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the function that stores values, and its arguments behind them."""
+        return quantise.quantise, (1.0 / self.scale, float(self.zero_point), float(self.top))
+
+    def reading(self, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
+        """Return the function that gives values of a type back, and its arguments behind them."""
+        return quantise.dequantise, (self.scale, float(self.zero_point), dtype)
+
     def quantise(self, x: Tensor) -> Tensor:
-        """Return the nearest integers, uint8 in the memory order of `x`."""
-        return quantise.quantise(x, 1.0 / self.scale, float(self.zero_point), float(self.top))
+        """Return the nearest numbers of `dtype` in the memory order of `x`."""
+        function, arguments = self.storing()
+        result: Tensor = function(x, *arguments)
+        return result
 
     def dequantise(self, q: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the values of integers, in the memory order of `q`."""
-        return quantise.dequantise(q, self.scale, float(self.zero_point), dtype)
+        """Return the values of numbers, in the memory order of `q`."""
+        function, arguments = self.reading(dtype)
+        result: Tensor = function(q, *arguments)
+        return result
+
+
+FP8 = torch.float8_e4m3fn
+_FP8_TOP = 448.0  # its largest number
+
+
+@dataclass(frozen=True)
+class ScaledFp8(Grid):
+    """Numbers of 8 bits with an exponent (e4m3): value = number * scale; rounding is relative."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers that are kept."""
+        return FP8
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Numbers at and beyond which a value counts as clipped."""
+        return -_FP8_TOP, _FP8_TOP
+
+    @property
+    def low(self) -> float:
+        """Smallest value."""
+        return -_FP8_TOP * self.scale
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+        return _FP8_TOP * self.scale
+
+    @classmethod
+    def of_range(cls, low: float, high: float, bits: int = 8) -> ScaledFp8:
+        """Return the numbers that cover a range; see `Grid.of_range`."""
+        return cls(max(-low, high, 1e-9) / _FP8_TOP, 0, bits)
+
+    def storing(self) -> tuple[Any, tuple[Any, ...]]:
+        """Return the function that stores values, and its arguments behind them."""
+        return quantise.to_fp8, (1.0 / self.scale,)
+
+    def reading(self, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
+        """Return the function that gives values of a type back, and its arguments behind them."""
+        return quantise.from_fp8, (self.scale, dtype)
 
 
 @dataclass(frozen=True)
@@ -75,14 +148,51 @@ class Rounded:
     grid: Grid
 
 
-Format = torch.dtype | Grid | Rounded
-"""torch.float32, torch.bfloat16, a Grid for uint8 integers on it, or fp32 rounded to one."""
+@dataclass(frozen=True)
+class Placed:
+    """A format in the memory of a GPU.
+
+    Attributes:
+        form: The format.
+    """
+
+    form: torch.dtype | Grid
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers that are kept."""
+        return self.form if isinstance(self.form, torch.dtype) else self.form.dtype
+
+    @property
+    def carried(self) -> torch.dtype | Grid:
+        """The format in which values are carried from and to the processor.
+
+        It turns values into integers itself, since fewer bytes are carried then; into other floats
+        the GPU does.
+        """
+        return self.form if type(self.form) is Grid else torch.float32
+
+
+LocalFormat = torch.dtype | Grid | Rounded
+"""A type of floats, a Grid for numbers of 8 bits on it, or fp32 rounded to one."""
+
+Format = LocalFormat | Placed
+"""A local format on the processor, or on a GPU."""
 
 
 def convert(x: Tensor, source: Format, target: Format) -> Tensor:
     """Return a tensor in another format, itself where nothing is to do."""
     if source == target:
         return x
+    if isinstance(source, Placed):
+        if isinstance(target, Placed):
+            return convert(x, source.form, target.form)
+        carried = source.carried
+        return convert(convert(x, source.form, carried).cpu(), carried, target)
+    if isinstance(target, Placed):
+        carried = target.carried
+        there = convert(x, source, carried).to(device.CUDA, non_blocking=True)
+        return convert(there, carried, target.form)
     if isinstance(source, Grid):
         dtype = target if isinstance(target, torch.dtype) else torch.float32
         return convert(source.dequantise(x, dtype), dtype, target)
@@ -100,6 +210,10 @@ def describe(form: Format) -> str:
     """Return a format in words."""
     if isinstance(form, torch.dtype):
         return str(form).removeprefix("torch.")
+    if isinstance(form, Placed):
+        return f"{describe(form.form)}, on the GPU"
+    if isinstance(form, ScaledFp8):
+        return f"float8 e4m3, scale {form.scale:.6g}"
     grid = form if isinstance(form, Grid) else form.grid
     name = "uint8" if isinstance(form, Grid) else "float32 rounded"
     return f"{name}, {grid.bits} bits, scale {grid.scale:.6g}, zero point {grid.zero_point}"

@@ -1,4 +1,4 @@
-"""Which oneDNN primitives a call runs, as oneDNN itself reports them."""
+"""Which kernels a call runs: oneDNN's primitives as it reports them itself, or those of a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Kernel:
     """One executed primitive.
 
     Attributes:
-        primitive: Its kind: convolution, matmul, reorder, ...
+        primitive: Its kind: convolution, matmul, reorder, ...; "gpu" for all of a GPU.
         implementation: The kernel that oneDNN picked, such as brg_conv_fwd:avx512_core_amx.
         types: Element types of source, weights and result, as far as reported.
     """
@@ -54,6 +54,21 @@ def executed_kernels(call: Callable[[], object]) -> tuple[Kernel, ...]:
         os.close(kept)
     kernels = (_parse(line.split(",")) for line in lines)
     return tuple(kernel for kernel in kernels if kernel is not None)
+
+
+def executed_on_gpu(call: Callable[[], object]) -> tuple[Kernel, ...]:
+    """Run a call and return the kernels that a GPU executed, in order, by their names."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()  # Triton builds its kernels in the first one
+    torch.cuda.synchronize()
+    kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profile(activities=kinds, acc_events=True) as found:
+        call()
+        torch.cuda.synchronize()
+    events = [event for event in found.events() if "CUDA" in str(event.device_type)]
+    names = [event.name for event in sorted(events, key=lambda event: event.time_range.start)]
+    return tuple(Kernel("gpu", name, ()) for name in names if not name.startswith("Mem"))
 
 
 def _parse(fields: list[str]) -> Kernel | None:

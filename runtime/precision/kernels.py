@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from runtime.precision.formats import Format, Grid
+from runtime.precision.formats import FP8, Grid, LocalFormat
 
 _mkldnn: Any = torch.ops.mkldnn
 _onednn: Any = torch.ops.onednn
@@ -85,7 +85,7 @@ class Int8Weights:
 
     Attributes:
         layer: The layer in fp32.
-        integers: int8, shape of the weight.
+        integers: int8, shape of the weight; or fp8 numbers in their place.
         scales: fp32 [out].
         bits: Bits of an integer.
     """
@@ -115,6 +115,15 @@ def quantise_weights(layer: Weights, bits: int = 8) -> Int8Weights:
     shape = (-1, *(1 for _ in range(weight.dim() - 1)))
     integers = (weight / scales.view(shape)).round().clamp(-largest, largest).to(torch.int8)
     return Int8Weights(layer, integers, scales, bits)
+
+
+def weights_in_fp8(layer: Weights) -> Int8Weights:
+    """Round weights to numbers of fp8 (e4m3), the largest of each output channel to its largest."""
+    weight = layer.weight
+    largest = torch.finfo(FP8).max
+    scales = weight.abs().flatten(1).amax(1).clamp_min(1e-12) / largest
+    shape = (-1, *(1 for _ in range(weight.dim() - 1)))
+    return Int8Weights(layer, (weight / scales.view(shape)).to(FP8), scales)
 
 
 def conv(  # noqa: PLR0913 (one operator with what aten::conv2d has)
@@ -174,7 +183,7 @@ class Packed:
     strides: tuple[int, int] = (1, 1)
 
     def call(
-        self, get: Callable[[str], Any], x: Any, other: Added | None, out: Format, act: str
+        self, get: Callable[[str], Any], x: Any, other: Added | None, out: LocalFormat, act: str
     ) -> Call:
         """Return operator and arguments.
 
@@ -183,7 +192,7 @@ class Packed:
             x: Input.
             other: Added to the result. An int8 convolution overwrites it, and wants uint8 for a
                 uint8 result, else floats of the result's type; an int8 linear layer wants floats.
-            out: Format of the result.
+            out: LocalFormat of the result.
             act: One of `ACTIVATIONS`.
         """
         if self.grid is None:
@@ -241,7 +250,11 @@ class Packed:
         return operator, (*head, other.value, bias, *geometry, *out, *added)
 
     def run(
-        self, x: Tensor, other: Added | None = None, out: Format = torch.float32, act: str = "none"
+        self,
+        x: Tensor,
+        other: Added | None = None,
+        out: LocalFormat = torch.float32,
+        act: str = "none",
     ) -> Tensor:
         """Compute; see `call`. The input is thinned here."""
         x = x if self.strides == (1, 1) else thin(x, *self.strides)
@@ -269,10 +282,15 @@ def prepack_float(layer: Weights, dtype: torch.dtype, shape: Sequence[int]) -> P
     else:
         rows = max(1, torch.Size(shape[:-1]).numel())
         packed = _mkldnn._reorder_linear_weight(weight, rows)
-    tensors = {"weight": packed}
+    return Packed(layer, with_bias(layer, packed, dtype))
+
+
+def with_bias(layer: Weights, weight: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of a layer of floats by name: its weight, and its bias if it has one."""
+    tensors = {"weight": weight}
     if layer.bias is not None:
         tensors["bias"] = layer.bias.to(dtype)
-    return Packed(layer, tensors)
+    return tensors
 
 
 def prepack_int8(weights: Int8Weights, grid: Grid, shape: Sequence[int]) -> Packed:

@@ -22,7 +22,8 @@ class Level:
             resolution; borders keep their shape.
         emulated: Computed by rounding in fp32: its accuracy is real, its time is not, so it never
             enters a measured latency.
-        device: Kind of device it runs on; "cuda" is reserved.
+        device: Kind of device it runs on: "cpu" or "cuda".
+        number: "fp16" or "fp8" where bits alone would mean bf16 or int8.
     """
 
     name: str
@@ -30,12 +31,13 @@ class Level:
     width: float = 1.0
     emulated: bool = False
     device: str = "cpu"
+    number: str = ""
 
     def __post_init__(self) -> None:
         """Refuse levels that mean nothing.
 
         Raises:
-            ValueError: Bits, width or device out of range.
+            ValueError: Bits, width, device or number out of range.
         """
         if not 2 <= self.bits <= 32:
             raise ValueError(f"level {self.name!r} has {self.bits} bits; expected 2 to 32")
@@ -46,14 +48,21 @@ class Level:
             )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"level {self.name!r} is for {self.device!r}; expected cpu or cuda")
+        if self.number and _NUMBERS.get(self.number) != self.bits:
+            raise ValueError(
+                f"level {self.name!r} has numbers {self.number!r} of {self.bits} bits; expected "
+                "fp16 of 16 or fp8 of 8"
+            )
 
     @property
     def kind(self) -> str:
-        """How it is computed: fp32, bf16, int8 or emulated."""
+        """How it is computed: fp32, fp16, bf16, int8, fp8 or emulated."""
         if self.emulated:
             return "emulated"
-        return {32: "fp32", 16: "bf16", 8: "int8"}.get(self.bits, "unknown")
+        return self.number or {32: "fp32", 16: "bf16", 8: "int8"}.get(self.bits, "unknown")
 
+
+_NUMBERS = {"fp16": 16, "fp8": 8}
 
 LEVELS = (
     Level("fp32", 32),
@@ -64,8 +73,16 @@ LEVELS = (
     Level("int8_sixteenth", 8, width=0.0625),
     Level("int6", 6, emulated=True),
     Level("int4", 4, emulated=True),
+    Level("cuda_fp32", 32, device="cuda"),
+    Level("cuda_fp16", 16, device="cuda", number="fp16"),
+    Level("cuda_bf16", 16, device="cuda"),
+    Level("cuda_int8", 8, device="cuda"),
+    Level("cuda_fp8", 8, device="cuda", number="fp8"),
+    Level("cuda_int8_half", 8, width=0.5, device="cuda"),
+    Level("cuda_int8_quarter", 8, width=0.25, device="cuda"),
+    Level("cuda_int8_sixteenth", 8, width=0.0625, device="cuda"),
 )
-"""All levels, highest first."""
+"""All levels, those of each device highest first."""
 
 
 def find_level(name: str) -> Level:
@@ -111,13 +128,13 @@ def refusals(levels: Sequence[Level] = LEVELS) -> Mapping[str, str]:
 
 
 def runnable_levels() -> tuple[Level, ...]:
-    """Return the levels that this machine can run, highest first."""
+    """Return the levels that this machine can run, in the order of `LEVELS`."""
     refused = refusals()
     return tuple(level for level in LEVELS if level.name not in refused)
 
 
 def real_levels() -> tuple[Level, ...]:
-    """Return the levels that this machine can run with kernels of their own, highest first."""
+    """Return the levels that this machine can run with kernels of their own, as `LEVELS` orders."""
     return tuple(level for level in runnable_levels() if not level.emulated)
 
 

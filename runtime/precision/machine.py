@@ -8,6 +8,7 @@ reason instead of computing something else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -98,33 +99,48 @@ def refusal(kind: str, device: str = "cpu") -> str:
         kind: As in `Level.kind`.
         device: As in `Level.device`.
     """
-    if device != "cpu":
-        return f"no kernels for device {device!r} are built in, only for cpu"
+    if device == "cuda":
+        # Here, not above: it needs this module's self-tests.
+        from runtime.precision import gpu
+
+        return gpu.refusal(kind)
     mkldnn: Any = torch.backends.mkldnn
     if not mkldnn.is_available():
         return "this torch was built without oneDNN"
     tested = "fp32" if kind == "emulated" else kind
     if tested not in _LEAST_DB:
         return f"no kernels for levels of kind {kind!r}"
+    return failure(lambda: _worst_db(tested), _LEAST_DB[tested], "oneDNN operators")
+
+
+def failure(self_test: Callable[[], float], least_db: float, what: str) -> str:
+    """Return how a self-test fails, or nothing if it passes.
+
+    Args:
+        self_test: Gives the least signal to noise of kernels against fp32, decibels.
+        least_db: What working kernels exceed.
+        what: What they are.
+    """
     try:
-        found = _worst_db(tested)
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+        found = self_test()
+    except Exception as error:  # whatever operators, drivers or compilers raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"torch {torch.__version__} fails the self-test of its oneDNN operators: {reason}"
-    if not found >= _LEAST_DB[tested]:
+        return f"torch {torch.__version__} fails the self-test of its {what}: {reason}"
+    if not found >= least_db:
         return (
             f"its kernels differ from fp32 more than rounding explains "
-            f"({found:.1f} dB, expected at least {_LEAST_DB[tested]:.0f} dB)"
+            f"({found:.1f} dB, expected at least {least_db:.0f} dB)"
         )
     return ""
 
 
 def weight_bits(level: Level) -> int:
     """Return the bits of the integers that stand for weights at a level of at most 8 bits."""
-    return min(level.bits, int8_weight_bits())
+    return level.bits if level.device == "cuda" else min(level.bits, int8_weight_bits())
 
 
-def _worst_db(kind: str) -> float:
+def self_test_layers() -> list[tuple[_Weights, Tensor, Tensor, Tensor]]:
+    """Return a convolution and a linear layer: weights, input, what is added, result before."""
     generator = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
@@ -135,11 +151,15 @@ def _worst_db(kind: str) -> float:
     conv = kernels.ConvWeights(normal(24, 16, 3, 3), normal(24), (1, 1), (1, 1), (1, 1), 1)
     rows, residual = normal(5, 32), normal(5, 48)
     linear = kernels.LinearWeights(normal(48, 32), normal(48))
+    return [
+        (conv, x, other, functional.conv2d(x, conv.weight, conv.bias, 1, 1)),
+        (linear, rows, residual, functional.linear(rows, linear.weight, linear.bias)),
+    ]
+
+
+def _worst_db(kind: str) -> float:
     run = _integer if kind == "int8" else _floating
-    return min(
-        run(kind, conv, x, other, functional.conv2d(x, conv.weight, conv.bias, 1, 1)),
-        run(kind, linear, rows, residual, functional.linear(rows, linear.weight, linear.bias)),
-    )
+    return min(run(kind, *layer) for layer in self_test_layers())
 
 
 def _floating(kind: str, weights: _Weights, x: Tensor, other: Tensor, exact: Tensor) -> float:

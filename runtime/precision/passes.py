@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 from runtime.precision import quantise
 from runtime.precision.assignments import Assignment
 from runtime.precision.calibration import Calibration
-from runtime.precision.formats import Format, Grid, Rounded, convert
+from runtime.precision.formats import Format, Grid, Placed, Rounded, ScaledFp8, convert
+from runtime.precision.gpu_calls import Arena, GpuCall
 from runtime.precision.lowering import LoweredStage, StageCall, bind
 from runtime.precision.staging import StagedNetwork
 
@@ -21,9 +23,12 @@ Variants = Mapping[tuple[int, int], LoweredStage]
 
 
 class Counts(NamedTuple):
-    """Of each stage's input: values at the ends of its calibrated range, and all values."""
+    """Of each stage's input: values at the ends of its calibrated range, and all values.
 
-    clipped: list[int]
+    Counts of clipped values are tensors where they were counted on a GPU.
+    """
+
+    clipped: list[int | Tensor]
     values: list[int]
 
 
@@ -55,6 +60,8 @@ class Passes:
         self.builds = 0
         self._n_stages, self._n_levels, self._variants = len(network.stages), n_levels, variants
         self._calibration, self._is_image = calibration, len(network.input_shape) == 3
+        self._lock = RLock()
+        self._arena = Arena()
         stages, levels = range(self._n_stages), range(n_levels)
         self._calls = [self._row(stage) for stage in stages]
         self._entries = [self._entry(level) for level in levels]
@@ -78,17 +85,27 @@ class Passes:
             made: dict[Format, StageCall] = {}
             for form in self._formats(stage + 1):
                 if form is not None and form not in made:
-                    made[form] = bind(variant.lower(form))
+                    made[form] = self._bound(variant, stage, form)
                     self.builds += 1
             rows.append([made.get(f) if f else None for f in self._formats(stage + 1)])
         return rows
+
+    def _bound(self, variant: LoweredStage, stage: int, form: Format) -> StageCall:
+        """Return a stage that hands over a format, whatever it runs on."""
+        call, native = bind(variant.lower(form)), variant.native
+        if isinstance(native, Placed):
+            return GpuCall(call, stage, (native, form), self._arena)
+        if isinstance(form, Placed) and isinstance(form.form, ScaledFp8):
+            return lambda x: convert(call(x), form.carried, form)
+        return call  # where the next stage runs on a GPU, it fetches what it takes
 
     def _entry(self, level: int) -> Callable[[Tensor], Tensor] | None:
         """Return what brings an fp32 input into the format of the first stage's level."""
         variant = self._variants.get((0, level))
         if variant is None:
             return None
-        form = variant.native
+        # A stage on a GPU fetches fp32 and turns it into what it takes there.
+        form = torch.float32 if variant.on_gpu else variant.native
 
         def enter(x: Tensor) -> Tensor:
             if self._is_image:
@@ -100,11 +117,10 @@ class Passes:
     def _ends_of(self, stage: int, level: int) -> tuple[float, float]:
         """Return the values at and beyond which a stage's input counts as clipped."""
         variant = self._variants.get((stage, level))
-        form = None if variant is None else variant.native
-        if isinstance(form, Grid):
-            low = 0.0 if form.zero_point > 0 else -np.inf
-            return low, float(form.top) if form.zero_point < form.top else np.inf
+        form = None if variant is None else variant.entry
         grid = form.grid if isinstance(form, Rounded) else self._calibration.border_grid(stage)
+        if isinstance(form, Grid) and not (stage == 0 and variant and variant.on_gpu):
+            return form.ends
         low = grid.low + grid.scale / 2 if grid.zero_point > 0 else -np.inf
         return low, grid.high - grid.scale / 2 if grid.zero_point < grid.top else np.inf
 
@@ -167,6 +183,9 @@ class Passes:
             if call is not None:
                 yield from self._branches((*levels, following), handed[id(call)])
 
+    def settle(self) -> None:
+        """Wait until all that was begun is done; here it is."""
+
     def hand_over(self, value: Tensor, stage: int, level: int) -> tuple[Tensor, Format]:
         """Return what a stage hands over to the next one's first level, and its format.
 
@@ -183,3 +202,45 @@ class Passes:
         """Return the different calls of a variant, one per format that it may hand over."""
         calls = self._calls[stage][level] or []
         return list({id(call): call for call in calls if call is not None}.values())
+
+
+class SharedPasses(Passes):
+    """Passes one after the other, whoever asks: stages on a GPU share the memory between them."""
+
+    def run(self, x: Tensor, levels: Assignment) -> Tensor:
+        """Return the result of a pass."""
+        with self._lock:
+            return super().run(x, levels)
+
+    def counted(self, x: Tensor, rows: int, levels: Assignment, counts: Counts) -> Tensor:
+        """Return the result of a pass for its first rows, and count; see `Passes.counted`."""
+        with self._lock:
+            return super().counted(x, rows, levels, counts)
+
+    def walk(self, x: Tensor, levels: Assignment) -> Iterator[tuple[Format, Tensor]]:
+        """Yield what each stage takes, and the result; nobody else passes until it is over."""
+        with self._lock:
+            yield from super().walk(x, levels)
+
+    def every(self, x: Tensor) -> Iterator[tuple[Assignment, Tensor]]:
+        """Yield the result under every assignment; nobody else passes until it is over."""
+        with self._lock:
+            yield from super().every(x)
+
+    def hand_over(self, value: Tensor, stage: int, level: int) -> tuple[Tensor, Format]:
+        """Return a copy of what a stage hands over, and its format; see `Passes.hand_over`."""
+        with self._lock:
+            handed, form = super().hand_over(value, stage, level)
+            return handed.clone(), form
+
+    def settle(self) -> None:
+        """Wait for what a GPU still computes."""
+        torch.cuda.synchronize()
+
+
+def make_passes(
+    network: StagedNetwork, variants: Variants, n_levels: int, calibration: Calibration
+) -> Passes:
+    """Return passes through variants, see `Passes`."""
+    kind = SharedPasses if any(v.on_gpu for v in variants.values()) else Passes
+    return kind(network, variants, n_levels, calibration)

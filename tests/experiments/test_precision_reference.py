@@ -60,11 +60,30 @@ def settings(**changes: Any) -> DictConfig:
         "record": True,
         "size": {"name": "paper", "precision": {"headline_seeds": 2}},
         "network": {"name": "small_net", "data": "digits"},
-        "bank": {"levels": None},
+        "bank": {"device": "cpu", "levels": None},
         "calibration": {"batch": 16, "chain": 0.005},
         "workload": {"name": "bursts"},
     }
     return OmegaConf.create(content | changes)
+
+
+def test_a_bank_on_a_gpu_is_recorded_by_what_its_kernels_are_built_for(
+    folder: Path, calibrated: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "gpu_family", lambda: "sm_90")
+    for name, column in ((LEVELS, "level"), (CHOSEN, "chosen_by")):
+        table = pd.read_csv(calibrated.path / name).replace({column: {"fp32": "cuda_fp32"}})
+        if name == LEVELS:
+            table["batch_16_over_fp16_compiled"] = 6.4 / table["batch_16_ms"]
+        table.to_csv(calibrated.path / name, index=False)
+    reference.record_bank(settings(bank={"device": "cuda", "levels": None}), calibrated)
+    claims = load_claims(folder / "claims.json")
+    throughput = claims["bank.sm-90.small-net.vs-compiled-fp32"]
+    assert (throughput.value, throughput.aim) == (pytest.approx(2.5), None)
+    assert "one GPU" in throughput.what
+    assert "bank.device=cuda" in throughput.command
+    assert claims["bank.sm-90.small-net.vs-compiled-fp16"].value == pytest.approx(1.0)
+    assert (folder / "precision" / "sm_90" / "small_net" / LEVELS).exists()
 
 
 def test_claims_of_a_bank_state_the_figures_of_its_tables(
@@ -100,7 +119,8 @@ def test_claims_of_a_bank_state_the_figures_of_its_tables(
 def test_the_command_of_a_claim_says_what_was_changed(folder: Path, calibrated: RunFolder) -> None:
     (calibrated.path / MODELLED).unlink()
     changed = {"calibration": {"batch": 16, "chain": 0.005, "profiled": 0}}
-    reference.record_bank(settings(bank={"levels": ["fp32", "int8"]}, **changed), calibrated)
+    bank = {"device": "cpu", "levels": ["fp32", "int8"]}
+    reference.record_bank(settings(bank=bank, **changed), calibrated)
     (command,) = {claim.command for claim in load_claims(folder / "claims.json").values()}
     words = "network=small_net record=true bank.levels=['fp32','int8'] calibration.profiled=0"
     assert command == f'make calibrate SIZE=paper ARGS="{words}"'

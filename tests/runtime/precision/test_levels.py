@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from runtime.precision import levels, machine
+from runtime.precision import gpu, levels, machine
 from runtime.precision.formats import Grid
 from runtime.precision.levels import LEVELS, Level, find_level, find_levels
 
@@ -23,7 +23,9 @@ def test_levels_are_looked_up_by_name() -> None:
         find_levels([])
 
 
-@pytest.mark.parametrize("change", [{"bits": 1}, {"width": 0.0}, {"device": "tpu"}])
+@pytest.mark.parametrize(
+    "change", [{"bits": 1}, {"width": 0.0}, {"device": "tpu"}, {"number": "fp16"}]
+)
 def test_levels_that_mean_nothing_are_refused(change: dict[str, float | str]) -> None:
     with pytest.raises(ValueError, match="level 'odd'"):
         Level(**{"name": "odd", "bits": 8, **change})
@@ -32,8 +34,12 @@ def test_levels_that_mean_nothing_are_refused(change: dict[str, float | str]) ->
 def test_what_the_machine_cannot_run_is_named_with_what_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.refusal.cache_clear()
+    machine.refusal.cache_clear()
     with pytest.raises(ValueError, match=r"cannot run level 'fp8'.*'cuda'.*it can run fp32"):
         levels.require_runnable([Level("fp8", 8, device="cuda")])
+    gpu.refusal.cache_clear()
 
     def broken(*arguments: object) -> None:
         raise RuntimeError("no such operator\nand a stack")
