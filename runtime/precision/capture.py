@@ -7,9 +7,11 @@ nothing here, and nothing here changes the source module.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import torch
@@ -48,11 +50,12 @@ def capture(module: nn.Module, shape: Sequence[int], what: str) -> fx.GraphModul
         Its graph; `export_shape` meta of nodes is not kept, `nn_module_stack` is.
 
     Raises:
-        ValueError: torch.export refuses it, or it has not exactly one tensor as result.
+        ValueError: It does not take such inputs, torch.export refuses it, or it has not exactly one
+            tensor as result.
     """
     example = torch.zeros(_BATCH, *shape)
     batch = torch.export.Dim("batch", min=1, max=_MOST)
-    with evaluating(module), torch.no_grad(), warnings.catch_warnings():
+    with evaluating(module), torch.no_grad(), warnings.catch_warnings(), _quiet():
         # torch.export warns about its own internals.
         warnings.simplefilter("ignore")
         try:
@@ -60,24 +63,59 @@ def capture(module: nn.Module, shape: Sequence[int], what: str) -> fx.GraphModul
             if any(_is_mutating(node) for node in program.graph.nodes):
                 program = program.run_decompositions({})
         except Exception as error:
-            raise ValueError(_refused(what, error, shape)) from error
+            own = _own_error(module, example)
+            if own is None:
+                raise ValueError(_refused(what, error, shape)) from error
+            given = f"inputs [{_said_shape(shape)}], which are what comes to it"
+            raise ValueError(f"{what} does not take {given}: {_reason(own)}") from own
     if program.graph_signature.buffers_to_mutate:
         names = ", ".join(program.graph_signature.buffers_to_mutate.values())
         raise ValueError(f"{what} changes its buffers when it runs ({names}); stages keep no state")
     return _flat(program, what)
 
 
-def _refused(what: str, error: Exception, shape: Sequence[int]) -> str:
+def _own_error(module: nn.Module, example: Tensor) -> Exception | None:
+    """Return what a module raises by itself, whoever runs it."""
+    try:
+        module(example)
+    except Exception as error:
+        return error
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch.export from logging and printing pages about what is then said in an error."""
+    names = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
+
+
+def _said_shape(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, ("batch", *shape)))
+
+
+def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _refused(what: str, error: Exception, shape: Sequence[int]) -> str:
     hint = (
         "it fixes the batch size; write shapes with x.shape[0]"
         if "batch" in str(error) and "onstraint" in str(error)
         else "it must be traceable: no branches on values, tensors in and out"
     )
     return (
-        f"torch.export refuses {what} for inputs [batch, {', '.join(map(str, shape))}]: "
-        f"{type(error).__name__}: {reason[:300]} ({hint})"
+        f"torch.export refuses {what} for inputs [{_said_shape(shape)}]: {_reason(error)} ({hint})"
     )
 
 

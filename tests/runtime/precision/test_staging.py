@@ -166,9 +166,21 @@ class Integers(nn.Module):
         (Integers(), r"stage 'a' hands over torch.int64"),
     ],
 )
-def test_modules_that_are_no_stage_are_refused(module: nn.Module, message: str) -> None:
+def test_modules_that_are_no_stage_are_refused(
+    module: nn.Module, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=message):
         StagedNetwork.from_modules([("a", module)], (4,))
+    assert capfd.readouterr() == ("", "")  # torch.export has pages to say
+
+
+def test_a_stage_that_does_not_take_what_comes_to_it_is_told_so(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    said = r"stage 'b' does not take inputs \[batch, 5\], which are what comes to it: RuntimeError"
+    with pytest.raises(ValueError, match=said):
+        StagedNetwork.from_modules([("a", nn.Linear(4, 5)), ("b", nn.Linear(4, 2))], (4,))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_names_and_shapes_of_a_chain_are_checked() -> None:
