@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +19,7 @@ from runtime.precision import device, gpu, gpu_kernels, gpu_layers, kernels, qua
 from runtime.precision.formats import FP8, Format, Grid, ScaledFp8
 from runtime.precision.kernels import Added, ConvWeights, LinearWeights, Weights
 
+ROOT = Path(__file__).parents[3]
 ON_GPU = torch.cuda.is_available()
 
 
@@ -150,3 +156,14 @@ def test_formats_say_what_they_keep() -> None:
     assert isinstance(form, ScaledFp8)
     assert (form.high, form.dtype) == (pytest.approx(8.96), FP8)
     assert form != Grid(form.scale, 0)
+
+
+def test_layers_are_built_for_tensor_cores_of_8_bits(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.runtime.precision.gpu_ptx"]
+    said = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    integers, fp8 = said.stdout.splitlines()
+    assert integers.endswith(".s32.s8.s8")
+    assert fp8.endswith(".f32.e4m3.e4m3")
