@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -148,6 +149,26 @@ def test_checks_wait_for_an_idle_server(monkeypatch: pytest.MonkeyPatch) -> None
         check.server_is(idle=True)
         check.wait()
         assert check.estimate().checks == 8
+
+
+def test_checks_rest_in_proportion_to_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()
+    monkeypatch.setattr(shadow.time, "thread_time", lambda: float(next(ticks)))
+    rests: list[float] = []
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        monkeypatch.setattr(check._ending, "wait", rests.append)
+        for _ in range(3):
+            check.offer(torch.ones(2, 4), np.zeros(2, np.int64), (1, 1))
+            check.wait()
+    assert rests == pytest.approx([9.0, 9.0, 9.0])  # a tenth of the time, where a check takes one
+
+
+def test_a_rest_ends_with_the_checking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "MOST_DUTY", 1e-9)  # weeks
+    with ShadowCheck(TwoStages(), 2, fraction=1.0) as check:
+        check.offer(torch.ones(2, 4), np.zeros(2, np.int64), (1, 1))
+        check.wait()
+        assert check.estimate().checks == 2
 
 
 def test_checks_are_made_under_full_load_too(monkeypatch: pytest.MonkeyPatch) -> None:
