@@ -244,9 +244,9 @@ PATIENCE_S = 0.25
 MOST_DUTY = 0.1
 """Share of the time that checks work, at most.
 
-Checks of 2 % of some 5,000 requests a second kept a core busy, and doubled the p99 latency of a plan
-whose batches take 1 ms (4.2 ms, 1.9 without checks; with a tenth of the time 2.2). A tenth of a core
-checks some 30 requests a second of a network that takes 3 ms for one.
+Checks of 2 % of some 5,000 requests a second kept a core busy, and doubled the p99 latency of a
+plan whose batches take 1 ms (4.2 ms, 1.9 without checks; with a tenth of the time 2.2). A tenth of
+a core checks some 30 requests a second of a network that takes 3 ms for one.
 """
 MOST_DB = 100.0
 """SQNR of results without any error, where the ratio is infinite; minus that of noise alone."""
