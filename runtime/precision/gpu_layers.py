@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from runtime.precision import kernels
 from runtime.precision.formats import Grid, LocalFormat
-from runtime.precision.kernels import Added, Call, ConvWeights, Int8Weights, Weights
+from runtime.precision.kernels import Added, Call, ConvWeights, Int8Weights, Packed, Weights
 
 
-@dataclass(frozen=True)
-class GpuPacked:
-    """A layer prepared for one level; in place of `kernels.Packed`.
-
-    Attributes:
-        layer: Its shape parameters; the weight in fp32.
-        tensors: What the kernel reads, by name.
-        grid: Of the input if it has 8 bits, else None.
-        strides: Ones: nothing is thinned before.
-    """
-
-    layer: Weights
-    tensors: dict[str, Tensor]
-    grid: Grid | None = None
-    strides: tuple[int, int] = (1, 1)
+class GpuPacked(Packed):
+    """A layer prepared for one level of a GPU; nothing is thinned before it."""
 
     def call(
         self, get: Callable[[str], Any], x: Any, other: Added | None, out: LocalFormat, act: str
     ) -> Call:
-        """Return operator and arguments; see `kernels.Packed.call`. Nothing is overwritten."""
+        """Return operator and arguments; see `Packed.call`. Nothing is overwritten."""
         bias = get("bias") if "bias" in self.tensors else None
         value = None if other is None else other.value
         if self.grid is None:
@@ -51,18 +36,6 @@ class GpuPacked:
         tensors = (x, get("weight"), get("scales"), offsets, bias, value)
         numbers = (_geometry(self.layer), self.grid.zero_point, added, _stored_as(out), act)
         return gpu_kernels.layer, (*tensors, *numbers)
-
-    def run(
-        self,
-        x: Tensor,
-        other: Added | None = None,
-        out: LocalFormat = torch.float32,
-        act: str = "none",
-    ) -> Tensor:
-        """Compute; see `call`."""
-        operator, arguments = self.call(self.tensors.__getitem__, x, other, out, act)
-        result: Tensor = operator(*arguments)
-        return result
 
     def to(self, place: torch.device) -> GpuPacked:
         """Return the same with its tensors elsewhere."""

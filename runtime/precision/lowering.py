@@ -21,7 +21,6 @@ from runtime.precision import device, gpu_layers, kernels, machine
 from runtime.precision.calibration import Range
 from runtime.precision.capture import constants_of
 from runtime.precision.formats import Format, Grid, LocalFormat, Placed, Rounded, ScaledFp8
-from runtime.precision.gpu_layers import GpuPacked
 from runtime.precision.kernels import ConvWeights, Int8Weights, LinearWeights, Packed, Weights
 from runtime.precision.levels import Level
 from runtime.precision.operators import (
@@ -117,7 +116,7 @@ class LoweredStage:
             return kind.of_range(*self._borders.result, self.level.bits)
         return kind.of_range(*self._ranges[root.name], self.level.bits)
 
-    def _pack(self, node: fx.Node) -> Packed | GpuPacked:
+    def _pack(self, node: fx.Node) -> Packed:
         source: Any = node.args[0]
         shape = (TYPICAL_BATCH, *source.meta["like"].shape[1:])
         layer = layer_at(node, self._constants)
