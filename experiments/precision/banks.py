@@ -56,8 +56,8 @@ class BankNode:
         Raises:
             ValueError: Names the device.
         """
-        if self.device not in ("cpu", "cuda"):
-            raise unknown("device (bank.device)", self.device, ["cpu", "cuda"])
+        if self.device not in FIRST_LEVELS:
+            raise unknown("device (bank.device)", self.device, FIRST_LEVELS)
 
 
 @dataclass(frozen=True, eq=False)

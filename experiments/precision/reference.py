@@ -47,6 +47,7 @@ from experiments.precision.summary import (
 from experiments.record import RunFolder
 from experiments.statistics import Estimate
 from runtime.precision.gpu import gpu_family
+from runtime.precision.levels import find_level
 from runtime.precision.machine import has_matrix_units, kernel_family
 
 FOLDER = "precision"
@@ -141,7 +142,8 @@ def _folder(config: DictConfig) -> Path:
         raise ConfigError(
             f"record=true with size={config.size.name}; results/reference is made with size=paper"
         )
-    family = gpu_family() if config.bank.device == "cuda" else kernel_family()
+    first = (config.bank.levels or [FIRST_LEVELS[config.bank.device]])[0]
+    family = gpu_family() if find_level(first).device == "cuda" else kernel_family()
     return REFERENCE / FOLDER / family / str(config.network.name)
 
 
@@ -203,7 +205,7 @@ def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iter
             return None
         return float(own[name]), float(levels.loc[first, column] * own[first])
 
-    on_gpu = first == FIRST_LEVELS["cuda"]
+    on_gpu = find_level(first).device == "cuda"
     what = f"{_label(folder)}, batch {batch}, {'one GPU' if on_gpu else 'one thread'}"
     aims = {COMPILED: None if on_gpu else ">= 4" if has_matrix_units() else ">= 1.9"}
     for rival, aim in (aims | {COMPILED_FP16: None}).items():

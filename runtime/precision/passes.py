@@ -60,7 +60,6 @@ class Passes:
         self.builds = 0
         self._n_stages, self._n_levels, self._variants = len(network.stages), n_levels, variants
         self._calibration, self._is_image = calibration, len(network.input_shape) == 3
-        self._lock = RLock()
         self._arena = Arena()
         stages, levels = range(self._n_stages), range(n_levels)
         self._calls = [self._row(stage) for stage in stages]
@@ -206,6 +205,13 @@ class Passes:
 
 class SharedPasses(Passes):
     """Passes one after the other, whoever asks: stages on a GPU share the memory between them."""
+
+    def __init__(
+        self, network: StagedNetwork, variants: Variants, n_levels: int, calibration: Calibration
+    ) -> None:
+        """Lower every variant; see `Passes`."""
+        super().__init__(network, variants, n_levels, calibration)
+        self._lock = RLock()
 
     def run(self, x: Tensor, levels: Assignment) -> Tensor:
         """Return the result of a pass."""

@@ -67,8 +67,19 @@ def settings(**changes: Any) -> DictConfig:
     return OmegaConf.create(content | changes)
 
 
+@pytest.mark.parametrize(
+    ("bank", "word"),
+    [
+        ({"device": "cuda", "levels": None}, "bank.device=cuda"),
+        ({"device": "cpu", "levels": ["cuda_fp32", "int8"]}, "bank.levels=['cuda_fp32','int8']"),
+    ],
+)
 def test_a_bank_on_a_gpu_is_recorded_by_what_its_kernels_are_built_for(
-    folder: Path, calibrated: RunFolder, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    calibrated: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    bank: dict[str, Any],
+    word: str,
 ) -> None:
     monkeypatch.setattr(reference, "gpu_family", lambda: "sm_90")
     for name, column in ((LEVELS, "level"), (CHOSEN, "chosen_by")):
@@ -76,12 +87,12 @@ def test_a_bank_on_a_gpu_is_recorded_by_what_its_kernels_are_built_for(
         if name == LEVELS:
             table["batch_16_over_fp16_compiled"] = 6.4 / table["batch_16_ms"]
         table.to_csv(calibrated.path / name, index=False)
-    reference.record_bank(settings(bank={"device": "cuda", "levels": None}), calibrated)
+    reference.record_bank(settings(bank=bank), calibrated)
     claims = load_claims(folder / "claims.json")
     throughput = claims["bank.sm-90.small-net.vs-compiled-fp32"]
     assert (throughput.value, throughput.aim) == (pytest.approx(2.5), None)
     assert "one GPU" in throughput.what
-    assert "bank.device=cuda" in throughput.command
+    assert word in throughput.command
     assert claims["bank.sm-90.small-net.vs-compiled-fp16"].value == pytest.approx(1.0)
     assert (folder / "precision" / "sm_90" / "small_net" / LEVELS).exists()
 
