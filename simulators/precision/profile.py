@@ -193,6 +193,10 @@ class PrecisionProfile:
         """Return the profile under which deciding takes no time: for plans that never change."""
         return replace(self, decision_s=np.zeros_like(self.decision_s))
 
+    def with_least_sigma(self, sigma: float) -> PrecisionProfile:
+        """Return the profile whose service times scatter by at least so much; their means stay."""
+        return replace(self, sigma=np.maximum(self.sigma, sigma))
+
     def take(self, samples: NDArray[np.int64]) -> PrecisionProfile:
         """Return the profile of some samples only: to hold the others out."""
         return replace(

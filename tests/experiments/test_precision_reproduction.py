@@ -44,7 +44,7 @@ def test_everybody_is_driven_on_the_main_stream(compose: Compose) -> None:
     untuned = untuned_plans(build_world(both, Part.HELD_OUT))
     assert set(driven) == {*untuned, *TUNED, *GRIDS, *learners}
     assert list(with_drive(steady).drive.agents) == list(steady.drive.agents)
-    assert with_drive(steady).size.drive == {"seconds": 6.0, "repetitions": 5}
+    assert with_drive(steady).size.drive == {"seconds": 6.0, "repetitions": 8}
     assert with_drive(steady).drive.tries == with_drive(both).drive.tries == 3
 
 
