@@ -59,13 +59,14 @@ bench: $(STAMP) ## Measure speed against the budgets (ARGS=record=true writes cl
 reproduce: $(STAMP) ## Run the whole flow (SIZE=paper record=true makes results/reference)
 	$(BIN)/python -m experiments.reproduce size=$(SIZE) record=$(record) $(ARGS)
 
-.PHONY: measure train train_network calibrate compare export drive
-measure train train_network calibrate compare export drive: $(STAMP)
-	$(BIN)/python -m experiments.$@ size=$(SIZE) $(ARGS)
+.PHONY: measure train train_network calibrate headroom compare export drive
+measure train train_network calibrate headroom compare export drive: $(STAMP)
+	$(BIN)/python -m experiments.$@ size=$(SIZE) record=$(record) $(ARGS)
 measure: ## Profile real execution on this machine
 train: ## Train an agent (ARGS="agent=ppo workload=diurnal")
 train_network: ## Train a staged network (ARGS="network=eurosat_resnet")
 calibrate: ## Choose the level of every stage (ARGS="network=fashion_cnn")
+headroom: ## Look what adapting can win (ARGS="env=staged_precision network=fsdd_chain")
 compare: ## Compare agents on held-out data
 export: ## Export a trained agent as a policy bundle
 drive: ## Drive real execution with an agent or a bundle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -82,17 +82,22 @@ def _bundle(folder: Path) -> PrecisionBundle:
 
 
 def hindsight(
-    config: DictConfig, world: StagedPrecisionConfig, episodes: Episodes, report: Report
+    config: DictConfig,
+    world: StagedPrecisionConfig,
+    episodes: Episodes,
+    report: Report,
+    searches: Collection[str] = (HINDSIGHT_WINDOWS, FORESIGHT),
 ) -> list[Entrant[PrecisionBatchAgent]]:
     """Return the best plan of each episode, and plans window by window, with the future known.
 
-    The last knows arrivals and conditions, but not which request a plan will answer rightly.
+    `FORESIGHT` knows arrivals and conditions, but not which request a plan will answer rightly.
 
     Args:
         config: With `size.precision.clairvoyant`.
         world: The held-out world.
         episodes: Which streams.
         report: Told about progress.
+        searches: Which searches by windows are made.
     """
     settings = config.size.precision.clairvoyant
     known = known_of(world)
@@ -108,7 +113,7 @@ def hindsight(
         work.append((best[own], Episodes(episodes.keys[own], episodes.starts[own])))
     entrants: list[Entrant[PrecisionBatchAgent]] = [Entrant(HINDSIGHT_BEST, 0, ConstantRows(best))]
     for name, worlds in ((HINDSIGHT_WINDOWS, [world]), (FORESIGHT, others)):
-        if not worlds:
+        if not worlds or name not in searches:
             continue
         search = partial(
             _windows, worlds, candidates, window_s=window_s, passes=int(settings.passes)

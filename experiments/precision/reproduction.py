@@ -29,14 +29,15 @@ from experiments.precision.driving import (
     serving_table,
 )
 from experiments.precision.lineup import RULES, makers
-from experiments.precision.loads import compare_loads
+from experiments.precision.loads import compare_loads, draw_loads, joined
 from experiments.precision.reference import (
-    MAIN_STREAM,
+    LOADS_FIGURE,
     record_bank,
     record_streams,
     stream_command,
 )
 from experiments.precision.roster import TUNED, untuned_plans
+from experiments.precision.stream_claims import LOADS, MAIN_STREAM, REAL, SIMULATED
 from experiments.precision.summary import STATIC_BEST, headroom_line
 from experiments.precision.worlds import build_world
 from experiments.record import COMPLETE, RunFolder, results_root, run_path
@@ -44,8 +45,7 @@ from experiments.training import Report, train_agent
 from experiments.workloads import Part
 from simulators.precision.profile import PrecisionProfile
 
-ABLATION, REAL, SIMULATED = "ablation.csv", "real.csv", "simulated.csv"
-COST, LOADS = "serving.csv", "loads.csv"
+ABLATION, COST = "ablation.csv", "serving.csv"
 DRAWN_AGENTS = ("static_best", "confidence_cascade", "slack_cascade", "ppo")
 """Agents of the timeline and of the figure of headroom."""
 
@@ -96,7 +96,7 @@ def reproduce_streams(config: DictConfig, report: Report) -> None:
     CONSOLE.print("[bold]drive[/] the real bank")
     driven = [drive_streams(with_drive(setting), report, say) for setting in settings]
     made = Made(calibrated, compared, loads, ablated, driven)
-    folder = _tables(config)
+    folder = summary_folder(config)
     _write_tables(made, folder)
     draw(config, made, folder)
     record_bank(config, calibrated)
@@ -164,7 +164,7 @@ def _make_agents(configs: list[DictConfig], report: Report) -> None:
         train_all(learners, report)
 
 
-def _tables(config: DictConfig) -> Path:
+def summary_folder(config: DictConfig) -> Path:
     """Return the folder of joint tables and figures of a network."""
     runs = results_root(config) / "runs" / str(config.size.name)
     return runs / f"summary-{config.network.name}"
@@ -177,7 +177,7 @@ def _write_tables(made: Made, folder: Path) -> None:
     write_csv(folder / REAL, real)
     cost = [serving_table(run).assign(stream=run.config["env"]["stream"]) for run in made.driven]
     write_csv(folder / COST, pd.concat(cost, ignore_index=True))
-    write_csv(folder / LOADS, pd.read_csv(made.loads.path / ROWS))
+    write_csv(folder / LOADS, joined([made.loads]))
     write_csv(folder / ABLATION, pd.read_csv(made.ablated.path / SUMMARY))
 
 
@@ -211,13 +211,7 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
         folder / "headroom.png",
         f"What adapting can win, and what agents win of it, simulated. Made by `{command}`.",
     )
-    save_figure(
-        stream_figures.headroom_by_load(pd.read_csv(folder / LOADS)),
-        folder / "loads.png",
-        "What adapting can win at each load, simulated on training streams, 95 % interval over "
-        "episodes; constants and rules are tuned at each load, on the same episodes. Made by "
-        f"`{command}`.",
-    )
+    draw_loads(pd.read_csv(folder / LOADS), folder / LOADS_FIGURE, command)
     save_figure(
         stream_figures.ablation(pd.read_csv(folder / ABLATION)),
         folder / "ablation.png",

@@ -165,11 +165,23 @@ def headroom_by_load(table: pd.DataFrame) -> Figure:
     """Draw what a rule and a search win over the best constant assignment, load by load.
 
     Args:
-        table: Columns load, agent, train_seed, episode, effective_accuracy; static_best is among
-            the agents, each constant or rule tuned at its load.
+        table: Columns stream, load, agent, train_seed, episode, effective_accuracy; static_best is
+            among the agents, each constant or rule tuned at its load.
     """
-    check_columns(table, ("load", *_KEYS[2:]))
-    figure, (axes,) = panels(1, height=3.6, width=6.4)
+    check_columns(table, ("load", *_KEYS[1:]))
+    streams = list(table["stream"].unique())
+    figure, grid = panels(
+        len(streams), height=3.6, width=6.4 if len(streams) == 1 else 5.0, columns=2
+    )
+    for axes, stream in zip(grid, streams, strict=True):
+        _draw_loads(axes, table[table["stream"] == stream])
+        axes.sharey(grid[0])
+        axes.set_title(stream)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    return figure
+
+
+def _draw_loads(axes: Axes, table: pd.DataFrame) -> None:
     parts = {float(load): scores_of(part) for load, part in table.groupby("load")}
     agents = [name for name in table["agent"].unique() if name != STATIC_BEST]
     colours = colours_of(agents)
@@ -192,8 +204,6 @@ def headroom_by_load(table: pd.DataFrame) -> Figure:
     what = "load (in what the safe levels carry)\nand what static best answers rightly in time (%)"
     axes.set_xlabel(what)
     axes.set_ylabel("gain over static best (points)")
-    figure.legend(loc="outside right upper", fontsize="small")
-    return figure
 
 
 def ablation(summary: pd.DataFrame) -> Figure:

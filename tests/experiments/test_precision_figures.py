@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -98,12 +98,13 @@ def _tried() -> tuple[pd.DataFrame, pd.DataFrame]:
     return every, pd.DataFrame({"chosen_by": ["x", "y", "z"], "assignment": list("bbd")})
 
 
-def _by_load(episodes: int = 4) -> pd.DataFrame:
+def _by_load(episodes: int = 4, streams: Sequence[str] = ("both",)) -> pd.DataFrame:
     """Return gains of 1 and 2 points at one load, 2 and 4 at another, in every episode."""
     gains = {"static_best": 0.0, "slack_fit": 0.01, "foresight_windows": 0.02}
     rows = [
-        {"load": load, "agent": agent, "train_seed": 0, "episode": k}
+        {"stream": stream, "load": load, "agent": agent, "train_seed": 0, "episode": k}
         | {"effective_accuracy": level - 0.005 * k + times * gain}
+        for stream in streams
         for load, level, times in ((0.3, 0.9, 1.0), (0.8, 0.7, 2.0))
         for agent, gain in gains.items()
         for k in range(episodes)
@@ -130,6 +131,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "headroom": lambda: headroom_by_stream(_rows(), DRAWN),
     "headroom, one episode": lambda: headroom_by_stream(_rows(episodes=1), DRAWN),
     "loads": lambda: headroom_by_load(_by_load()),
+    "loads, four streams": lambda: headroom_by_load(
+        _by_load(streams=("steady", "burst", "drift", "both"))
+    ),
     "loads, one episode": lambda: headroom_by_load(_by_load(episodes=1)),
     "predicted": lambda: predicted_streams(_real()),
     "ablation": lambda: ablation(_costs()),

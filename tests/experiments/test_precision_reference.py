@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.claims import load_claims
 from experiments.errors import ConfigError
-from experiments.precision import reference
+from experiments.precision import bank_claims, reference
 from experiments.precision.calibration import CHOSEN, FIT, LEVELS, MODELLED
 from experiments.record import RunFolder
 
@@ -100,7 +100,7 @@ def test_a_bank_on_a_gpu_is_recorded_by_what_its_kernels_are_built_for(
 def test_claims_of_a_bank_state_the_figures_of_its_tables(
     folder: Path, calibrated: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(bank_claims, "has_matrix_units", lambda: False)
     reference.record_bank(settings(), calibrated)
     claims = load_claims(folder / "claims.json")
     expected = {
@@ -121,7 +121,7 @@ def test_claims_of_a_bank_state_the_figures_of_its_tables(
     assert "3.20 ms against 1.60 ms" in claims["bank.avx2.small-net.vs-openvino.batch-16"].why
     assert "1.0 % at 1, 5.0 % at 16" in claims["bank.avx2.small-net.latency-mean"].why
     # with matrix units more is aimed at, and missed
-    monkeypatch.setattr(reference, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(bank_claims, "has_matrix_units", lambda: True)
     reference.record_bank(settings(), calibrated)
     missed = load_claims(folder / "claims.json")["bank.avx2.small-net.vs-compiled-fp32"]
     assert (missed.aim, missed.met) == (">= 4", False)
@@ -200,6 +200,33 @@ def test_claims_of_streams_state_differences_in_points(folder: Path, tables: Pat
     assert claims["sim.avx2.small-net.both.headroom"].seeds == (0, 1)
 
 
+def test_claims_of_headroom_are_of_the_load_of_the_workload(folder: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    scores = {"static_best": 0.80, "slack_fit": 0.81, "foresight_windows": 0.83}
+    rows = [
+        {"stream": stream, "load": load, "agent": agent, "train_seed": 0, "episode": k}
+        | {"effective_accuracy": value + (0.02 if agent == "foresight_windows" else 0.0) * times}
+        for stream, times in (("steady", 0.0), ("both", 1.0))
+        for load in (0.5, 0.8)
+        for agent, value in scores.items()
+        for k in range(2)
+    ]
+    pd.DataFrame(rows).to_csv(tables / "loads.csv", index=False)
+    (tables / "loads.png").write_text("drawn")
+    (tables / "loads.md").write_text("said")
+    reference.record_headroom(settings(workload={"name": "bursts", "load": 0.8}), tables)
+    claims = load_claims(folder / "claims.json")
+    assert {name: claim.value for name, claim in claims.items()} == {
+        "headroom.avx2.small-net.steady": pytest.approx(3.0),
+        "headroom.avx2.small-net.both": pytest.approx(5.0),
+    }
+    claim = claims["headroom.avx2.small-net.both"]
+    assert "load 0.8, training streams" in claim.what
+    assert claim.command.startswith("make headroom SIZE=paper record=true")
+    assert (folder / "precision/avx2/small_net/loads.md").read_text() == "said"
+
+
 def test_the_command_of_streams_says_what_was_changed(folder: Path, tables: Path) -> None:
     fewer = {"name": "paper", "precision": {"headline_seeds": 8, "streams": ["both"]}}
     changed = {"calibration": {"batch": 16, "chain": 0.005, "profiled": 500}}
@@ -216,10 +243,12 @@ def test_nothing_is_written_unless_asked_for(
 ) -> None:
     reference.record_bank(settings(record=False), calibrated)
     reference.record_streams(settings(record=False), tables)
+    reference.record_headroom(settings(record=False), tables)
     quick = settings(size={"name": "quick"})
     for record in (
         lambda: reference.record_bank(quick, calibrated),
         lambda: reference.record_streams(quick, tables),
+        lambda: reference.record_headroom(quick, tables),
     ):
         with pytest.raises(ConfigError, match="made with size=paper"):
             record()
