@@ -18,7 +18,7 @@ from agents.api import BatchAgent, Rollout, run_episodes
 from agents.clairvoyant import ScheduleRows
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
-from experiments.console import CONSOLE, progress_bar, say, show_table, shown_path
+from experiments.console import CONSOLE, one_line, progress_bar, say, show_table, shown_path
 from experiments.domains import Domain, domain_of
 from experiments.files import write_csv
 from experiments.lineup import Entrant, hindsight_rows, line_up
@@ -191,12 +191,9 @@ def task(config: DictConfig) -> None:
     config = settled(config, CONSOLE.print)
     precision = domain_of(config) is Domain.PRECISION
     with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
         run = (compare_streams if precision else compare)(
             config,
-            lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
+            one_line(bar),
         )
     summary, rows = pd.read_csv(run.path / SUMMARY), pd.read_csv(run.path / ROWS)
     if precision:

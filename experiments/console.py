@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from rich.table import Table
 from experiments.errors import REPOSITORY
 
 CONSOLE = Console()
+_REDRAWN_S = 0.2
+"""How often a display is drawn at most, seconds."""
 
 
-def progress_bar(auto_refresh: bool = True) -> Progress:
+def progress_bar() -> Progress:
     """Return a progress display; use it as a context manager.
 
-    Args:
-        auto_refresh: Whether a thread draws it again and again; else `refresh` does it.
+    It is drawn when something is reported, never by a thread: a thread that draws it ten times a
+    second takes the interpreter for a millisecond each time, from whatever is served or timed.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -36,20 +40,47 @@ def progress_bar(auto_refresh: bool = True) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=CONSOLE,
-        auto_refresh=auto_refresh,
+        auto_refresh=False,
     )
 
 
 def line_per_step(bar: Progress) -> Callable[[str, int, int], None]:
     """Return a report that gives every step, by its name, a line of its own in a display."""
     lines: dict[str, TaskID] = {}
+    draw = _seldom(bar)
 
     def report(what: str, done: int, total: int) -> None:
         if what not in lines:
             lines[what] = bar.add_task(what, total=total)
         bar.update(lines[what], completed=done, total=total)
+        draw(done == total)
 
     return report
+
+
+def one_line(bar: Progress) -> Callable[[str, int, int], None]:
+    """Return a report whose steps share a line of a display: only the present one is shown."""
+    line, draw = bar.add_task("starting", total=None), _seldom(bar)
+
+    def report(what: str, done: int, total: int) -> None:
+        bar.update(line, description=what, completed=done, total=total)
+        draw(done == total)
+
+    return report
+
+
+def _seldom(bar: Progress) -> Callable[[bool], None]:
+    """Return what draws a display if it must, or if the last time was a while ago."""
+    last_s = -math.inf
+
+    def draw(must: bool) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if must or now_s - last_s >= _REDRAWN_S:
+            bar.refresh()
+            last_s = now_s
+
+    return draw
 
 
 def say(line: str) -> None:

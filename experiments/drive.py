@@ -25,7 +25,7 @@ from rich.live import Live
 from agents.heuristics.constant import ConstantAgent
 from envs.cluster.config import StreamClusterConfig
 from experiments.cli import run_main
-from experiments.console import CONSOLE, progress_bar, say, show_table
+from experiments.console import CONSOLE, one_line, progress_bar, say, show_table
 from experiments.domains import Domain, domain_of
 from experiments.drive_view import REFRESH_PER_SECOND, DriveView
 from experiments.errors import ConfigError
@@ -297,12 +297,9 @@ def task(config: DictConfig) -> None:
     bar = progress_bar()
     view = DriveView(bar)
     with Live(view, console=CONSOLE, refresh_per_second=REFRESH_PER_SECOND, transient=True):
-        line = bar.add_task("starting", total=None)
         run = drive(
             config,
-            lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
+            one_line(bar),
             view,
         )
     show(run)

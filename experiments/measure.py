@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from envs.cluster.config import CAPACITY_INTERVAL_S
 from experiments.cli import run_main
-from experiments.console import progress_bar, say, show_table, shown_path
+from experiments.console import one_line, progress_bar, say, show_table, shown_path
 from experiments.errors import ConfigError
 from experiments.files import write_csv
 from experiments.provenance import command_line, machine, machine_summary
@@ -125,12 +125,9 @@ def _percent(report: Report, what: str) -> Callable[[float, str], None]:
 def task(config: DictConfig) -> None:
     """Measure with a progress bar and show how good the model is."""
     with progress_bar() as bar:
-        line = bar.add_task("starting", total=100)
         run = measure(
             config,
-            lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
+            one_line(bar),
         )
     table = pd.read_csv(run.path / FIT)
     table["p95 error %"] = 100.0 * table["p95_error"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from experiments.cli import run_main
-from experiments.console import CONSOLE, progress_bar
+from experiments.console import CONSOLE, one_line, progress_bar
 from experiments.record import run_path
 from experiments.training import train_agent, training_part
 from experiments.worlds import settled
@@ -20,12 +20,9 @@ def task(config: DictConfig) -> None:
     config = training_part(settled(config, CONSOLE.print))
     CONSOLE.print(f"run folder: {run_path(config)}")
     with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
         run = train_agent(
             config,
-            lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
+            one_line(bar),
         )
     CONSOLE.print(f"done: {run.path}")
 

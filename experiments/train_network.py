@@ -10,7 +10,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.cli import run_main
-from experiments.console import progress_bar, say, show_table, shown_path
+from experiments.console import one_line, progress_bar, say, show_table, shown_path
 from experiments.precision.training import ACCURACY, NETWORK, own_config, train_network
 from experiments.record import run_path
 
@@ -19,12 +19,9 @@ def task(config: DictConfig) -> None:
     """Train with a progress bar, then show accuracy and cost of each width."""
     say(f"run folder: {shown_path(run_path(own_config(config)))}")
     with progress_bar() as bar:
-        line = bar.add_task("starting", total=None)
         run = train_network(
             config,
-            lambda what, done, total: bar.update(
-                line, description=what, completed=done, total=total
-            ),
+            one_line(bar),
         )
     table = pd.read_csv(run.path / ACCURACY)
     table["accuracy %"] = 100.0 * table["accuracy"]

@@ -345,13 +345,6 @@ def show(run: RunFolder) -> None:
 
 def drive_streams_task(config: DictConfig) -> None:
     """Drive with a progress display, then show what was measured beside what was predicted."""
-    with progress_bar(auto_refresh=False) as bar:
-        steps = line_per_step(bar)
-
-        def report(what: str, done: int, total: int) -> None:
-            # Drawn only when something is reported: no thread draws while requests are served.
-            steps(what, done, total)
-            bar.refresh()
-
-        run = drive_streams(config, report, say)
+    with progress_bar() as bar:
+        run = drive_streams(config, line_per_step(bar), say)
     show(run)
