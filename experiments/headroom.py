@@ -7,6 +7,7 @@ them. Where that wins little, no agent will win more.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             if name == STATIC_BEST:
                 continue
             gain = difference(scores, name, STATIC_BEST)
-            small = " (small)" if gain.value < SMALL_HEADROOM else ""
-            low, high = 100.0 * gain.low, 100.0 * gain.high
-            row[name] = f"{100.0 * gain.value:+.1f} ({low:.1f} to {high:.1f}){small}"
+            said = f"{100.0 * gain.value:+.1f}"
+            if math.isfinite(gain.low):  # one episode has no interval
+                said += f" ({100.0 * gain.low:.1f} to {100.0 * gain.high:.1f})"
+            row[name] = said + (" (small)" if gain.value < SMALL_HEADROOM else "")
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -61,6 +61,15 @@ def test_gains_are_shown_in_points_and_small_ones_said_to_be_so() -> None:
     ]
 
 
+def test_one_episode_has_no_interval() -> None:
+    rows = [
+        {"stream": "both", "load": 0.8, "agent": agent, "train_seed": 0, "episode": 0}
+        | {"effective_accuracy": value}
+        for agent, value in (("static_best", 0.7), ("slack_fit", 0.72))
+    ]
+    assert command.shown(pd.DataFrame(rows))["slack_fit"].tolist() == ["+2.0"]
+
+
 def test_clusters_are_told_where_their_headroom_is_shown(tmp_path: Path) -> None:
     with composing(tmp_path) as compose:
         config = compose("env=stream_cluster")
