@@ -18,6 +18,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from experiments.errors import REPOSITORY, ConfigError, did_you_mean
 from experiments.files import file_sha256, write_json, write_text
 
@@ -34,6 +36,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 class ClaimError(ConfigError):
     """A claim that is incomplete, contradicts itself or does not fit its source."""
+
+
+def is_recorded(config: DictConfig) -> bool:
+    """Return whether a command writes to results/reference: the key `record`.
+
+    Raises:
+        ConfigError: Recording is asked for at another size than paper.
+    """
+    if not config.record:
+        return False
+    if config.size.name != "paper":
+        raise ConfigError(
+            f"record=true with size={config.size.name}; results/reference is made with size=paper"
+        )
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.claims import is_recorded
 from experiments.errors import (
     REPOSITORY,
     ConfigError,
@@ -45,7 +46,8 @@ def run_main(task: Task, config_name: str = "config", config_dir: Path = CONF) -
     """Run a command with the configuration that the command line asks for, then exit.
 
     Args:
-        task: The command. It gets the composed configuration, whose data root was checked.
+        task: The command. It gets the composed configuration, whose data root and `record` were
+            checked.
         config_name: Name of the primary configuration, without `.yaml`.
         config_dir: Folder of the configuration files.
 
@@ -60,6 +62,7 @@ def run_main(task: Task, config_name: str = "config", config_dir: Path = CONF) -
         nonlocal started
         started = True
         data_root(config)
+        is_recorded(config)  # a mistake shows before hours of work
         task(config)
 
     try:

@@ -191,10 +191,7 @@ def task(config: DictConfig) -> None:
     config = settled(config, CONSOLE.print)
     precision = domain_of(config) is Domain.PRECISION
     with progress_bar() as bar:
-        run = (compare_streams if precision else compare)(
-            config,
-            one_line(bar),
-        )
+        run = (compare_streams if precision else compare)(config, one_line(bar))
     summary, rows = pd.read_csv(run.path / SUMMARY), pd.read_csv(run.path / ROWS)
     if precision:
         title = f"held-out streams, {config.env.stream}, load {config.workload.load:g}: simulated"

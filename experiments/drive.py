@@ -297,11 +297,7 @@ def task(config: DictConfig) -> None:
     bar = progress_bar()
     view = DriveView(bar)
     with Live(view, console=CONSOLE, refresh_per_second=REFRESH_PER_SECOND, transient=True):
-        run = drive(
-            config,
-            one_line(bar),
-            view,
-        )
+        run = drive(config, one_line(bar), view)
     show(run)
 
 

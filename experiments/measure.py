@@ -125,10 +125,7 @@ def _percent(report: Report, what: str) -> Callable[[float, str], None]:
 def task(config: DictConfig) -> None:
     """Measure with a progress bar and show how good the model is."""
     with progress_bar() as bar:
-        run = measure(
-            config,
-            one_line(bar),
-        )
+        run = measure(config, one_line(bar))
     table = pd.read_csv(run.path / FIT)
     table["p95 error %"] = 100.0 * table["p95_error"]
     table["explained %"] = 100.0 * table["explained"]

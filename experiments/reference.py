@@ -11,9 +11,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from experiments.claim_maker import ClaimMaker
-from experiments.claims import REFERENCE, Claim, record_claims
+from experiments.claims import REFERENCE, Claim, is_recorded, record_claims
 from experiments.compare import REFERENCE_AGENT, ROWS, by_agent, headroom
-from experiments.errors import ConfigError
 from experiments.files import write_csv
 from experiments.record import RunFolder
 from experiments.statistics import Estimate, paired_change
@@ -51,12 +50,8 @@ def record_reference(config: DictConfig, tables: Path, compared: list[RunFolder]
     Raises:
         ConfigError: Recording was asked for at another size than paper.
     """
-    if not config.record:
+    if not is_recorded(config):
         return
-    if config.size.name != "paper":
-        raise ConfigError(
-            f"record=true with size={config.size.name}; results/reference is made with size=paper"
-        )
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for path in [*tables.glob("*.png"), *tables.glob("*.md"), *tables.glob("*.csv")]:
         shutil.copy2(path, REFERENCE / path.name)

@@ -20,10 +20,7 @@ def task(config: DictConfig) -> None:
     config = training_part(settled(config, CONSOLE.print))
     CONSOLE.print(f"run folder: {run_path(config)}")
     with progress_bar() as bar:
-        run = train_agent(
-            config,
-            one_line(bar),
-        )
+        run = train_agent(config, one_line(bar))
     CONSOLE.print(f"done: {run.path}")
 
 

@@ -19,10 +19,7 @@ def task(config: DictConfig) -> None:
     """Train with a progress bar, then show accuracy and cost of each width."""
     say(f"run folder: {shown_path(run_path(own_config(config)))}")
     with progress_bar() as bar:
-        run = train_network(
-            config,
-            one_line(bar),
-        )
+        run = train_network(config, one_line(bar))
     table = pd.read_csv(run.path / ACCURACY)
     table["accuracy %"] = 100.0 * table["accuracy"]
     headings = {

@@ -15,9 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.claim_maker import ClaimMaker
-from experiments.claims import REFERENCE, record_claims
+from experiments.claims import REFERENCE, is_recorded, record_claims
 from experiments.cli import CONF
-from experiments.errors import ConfigError
 from experiments.precision.bank_claims import bank_claims
 from experiments.precision.banks import FIRST_LEVELS
 from experiments.precision.calibration import (
@@ -57,7 +56,7 @@ def record_bank(config: DictConfig, calibrated: RunFolder) -> None:
     Raises:
         ConfigError: Recording was asked for at another size than paper.
     """
-    if not config.record:
+    if not is_recorded(config):
         return
     folder = _folder(config)
     _copy([path for name in _TABLES if (path := calibrated.path / name).exists()], folder)
@@ -106,7 +105,7 @@ def record_streams(config: DictConfig, tables: Path) -> None:
     Raises:
         ConfigError: Recording was asked for at another size than paper.
     """
-    if not config.record:
+    if not is_recorded(config):
         return
     folder = _folder(config)
     _copy([path for path in tables.iterdir() if path.suffix in _KINDS], folder)
@@ -134,7 +133,7 @@ def record_headroom(config: DictConfig, tables: Path) -> None:
     Raises:
         ConfigError: Recording was asked for at another size than paper.
     """
-    if not config.record:
+    if not is_recorded(config):
         return
     folder = _folder(config)
     caption = Path(LOADS_FIGURE).with_suffix(".md").name
@@ -150,10 +149,6 @@ def record_headroom(config: DictConfig, tables: Path) -> None:
 
 
 def _folder(config: DictConfig) -> Path:
-    if config.size.name != "paper":
-        raise ConfigError(
-            f"record=true with size={config.size.name}; results/reference is made with size=paper"
-        )
     first = (config.bank.levels or [FIRST_LEVELS[config.bank.device]])[0]
     family = gpu_family() if find_level(first).device == "cuda" else kernel_family()
     return REFERENCE / FOLDER / family / str(config.network.name)

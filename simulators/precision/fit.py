@@ -110,20 +110,26 @@ def _shrunk_costs(design: NDArray[np.float64], n_nodes: int, scale_s: float) -> 
         n_nodes: Number of costs that come first and are not shrunk.
         scale_s: What costs of changes are small against, seconds.
     """
+    fits = [_ridge(design, n_nodes, penalty / scale_s) for penalty in _PENALTIES]
+    voting = fits[0][1] > _ALONE
+    if not voting.any():
+        return fits[0][0]
+
+    def left_out(fit: tuple[NDArray[np.float64], NDArray[np.float64]]) -> float:
+        costs, free = fit
+        return float((np.abs(1.0 - design @ costs)[voting] / free[voting]).mean())
+
+    return min(fits, key=left_out)[0]
+
+
+def _ridge(
+    design: NDArray[np.float64], n_nodes: int, penalty: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return costs float64 [m], and 1 less the leverage of each observation, float64 [n]."""
     n, m = design.shape
-    best, least, voting = np.zeros(m), np.inf, np.zeros(n, dtype=np.bool_)
-    for penalty in _PENALTIES:
-        prior = (penalty / scale_s) * np.eye(m)[n_nodes:]
-        inverse = np.linalg.pinv(np.concatenate([design, prior]), rcond=1e-12)[:, :n]
-        costs = inverse.sum(axis=1)
-        free = 1.0 - np.einsum("nm,mn->n", design, inverse)
-        if penalty == _PENALTIES[0]:
-            voting = free > _ALONE
-        left_out = np.abs(1.0 - design @ costs)[voting] / free[voting]
-        error = float(left_out.mean()) if voting.any() else 0.0
-        if error < least:
-            best, least = costs, error
-    return best
+    prior = penalty * np.eye(m)[n_nodes:]
+    inverse = np.linalg.pinv(np.concatenate([design, prior]), rcond=1e-12)[:, :n]
+    return inverse.sum(axis=1), 1.0 - np.einsum("nm,mn->n", design, inverse)
 
 
 def _without_negative(least: NDArray[np.float64]) -> NDArray[np.float64]:

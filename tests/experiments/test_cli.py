@@ -135,6 +135,14 @@ def test_traceback_of_a_mistake_on_request(shell: Shell) -> None:
     assert "Traceback" in result.stderr
 
 
+def test_recording_at_another_size_is_refused_before_any_work(shell: Shell) -> None:
+    result = shell("size=smoke", "record=true")
+    assert result.returncode == 2
+    assert "record=true with size=smoke; results/reference is made with size=paper" in result.stderr
+    assert "ran" not in result.stdout
+    assert shell("size=paper", "record=true").stdout.split() == ["ran", "0", "paper"]
+
+
 def test_interrupt(shell: Shell) -> None:
     result = shell("seed=10")
     assert (result.returncode, result.stderr) == (130, "rheostat: interrupted\n")
