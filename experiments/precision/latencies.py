@@ -23,10 +23,12 @@ from runtime.precision.bank import Bank
 from runtime.precision.measure import (
     CALLS_PER_ROUND,
     Call,
+    LatencyRounds,
     covering_assignments,
-    measure_latencies,
+    interleaved,
 )
 from simulators.precision.fit import LatencyFit, fit_latency, held_out_error
+from simulators.precision.profile import residual_cells
 
 OVERHEAD, DECISION = "serving overhead, {}", "decision of a policy"
 """Of a level, and of any plan."""
@@ -94,6 +96,8 @@ def measure_bank(
 ) -> list[BucketLatencies]:
     """Measure mixed assignments at every batch size, beside the rivals that can run here.
 
+    Batch sizes take turns: all of them meet the machine as it is in the course of the measurement.
+
     Args:
         trained: What is measured.
         x: float32 [n, ...], at least the largest batch size.
@@ -101,12 +105,27 @@ def measure_bank(
         report: Told about progress.
     """
     with torch.no_grad():
-        return [_measure_bucket(trained, x, b, settings, report) for b in trained.bank.buckets]
+        begun = [_begin(trained, x, bucket, settings) for bucket in trained.bank.buckets]
+        turns = interleaved([at.rounds for at in begun])
+        for done, k in enumerate(turns):
+            begun[k].measured.run()
+            report("latencies of passes", done + 1, len(turns))
+        return [_finish(trained, at) for at in begun]
 
 
-def _measure_bucket(
-    trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings, report: Report
-) -> BucketLatencies:
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """What is measured at one batch size, in how many rounds."""
+
+    batch: Tensor
+    assignments: NDArray[np.int64]
+    rivals: dict[str, Call]
+    measured: LatencyRounds
+    rounds: int
+    rng: np.random.Generator
+
+
+def _begin(trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings) -> _Begun:
     bank = trained.bank
     rng = np.random.default_rng(bucket)
     n_stages, n_levels = len(bank.stages), len(bank.levels)
@@ -116,12 +135,15 @@ def _measure_bucket(
     # Looked up before: nothing but the bank's own call is timed.
     calls: list[Call] = [partial(bank.run, assignment=trained.runnable(a)) for a in chosen]
     calls += list(rivals.values())
+    measured = LatencyRounds(calls, batch, rng)
     rounds = settings.rounds_of(round_s(calls, batch))
-    found = measure_latencies(
-        calls, batch, rounds, rng, lambda done: report(f"latencies, batch {bucket}", done, rounds)
-    )
-    n = len(chosen)
-    assignments, seconds = np.array(chosen, dtype=np.int64), found.steady_s[:n]
+    return _Begun(batch, np.array(chosen, dtype=np.int64), rivals, measured, rounds, rng)
+
+
+def _finish(trained: TrainedBank, at: _Begun) -> BucketLatencies:
+    bank, bucket, assignments = trained.bank, len(at.batch), at.assignments
+    found, n, n_levels = at.measured.latencies(), len(assignments), len(bank.levels)
+    seconds = found.steady_s[:n]
     fitted = round(n * (1.0 - HELD_OUT_SHARE))
     return BucketLatencies(
         bucket=bucket,
@@ -129,13 +151,14 @@ def _measure_bucket(
         steady_s=seconds,
         switch_s=found.switch_s[:n],
         sigma=float(np.median(found.sigma[:n])),
-        rivals_s=dict(zip(rivals, found.steady_s[n:].tolist(), strict=True)),
+        rivals_s=dict(zip(at.rivals, found.steady_s[n:].tolist(), strict=True)),
         rivals_accuracy={
-            name: _accuracy(call, trained.data.validation, bucket) for name, call in rivals.items()
+            name: _accuracy(call, trained.data.validation, bucket)
+            for name, call in at.rivals.items()
         },
-        fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, batch)),
-        held_out=held_out_error(assignments, seconds, n_levels, fitted, rng),
-        overhead=serving_overhead(trained, batch, rounds),
+        fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, at.batch)),
+        held_out=held_out_error(assignments, seconds, n_levels, fitted, at.rng),
+        overhead=serving_overhead(trained, at.batch, at.rounds),
     )
 
 
@@ -229,6 +252,9 @@ def fit_table(measured: list[BucketLatencies]) -> pd.DataFrame:
             "mean": float(np.abs(at.held_out).mean()),
             "worst": float(np.abs(at.held_out).max()),
             "sigma": at.sigma,
+            "served_p99_over_median": float(
+                np.interp(0.99, residual_cells(), at.overhead.residual)
+            ),
             "switch_over_steady_us": 1e6 * switch_beyond_s(at),
         }
         for at in measured

@@ -66,7 +66,7 @@ def build_profile(
         switch_s=np.array([max(switch_beyond_s(at), 0.0) for at in measured]),
         latency_s=np.stack([served_stage_s(at) for at in measured]),
         transition_s=np.stack([at.fit.transition_s for at in measured]),
-        sigma=np.array([at.sigma for at in measured]),
+        residual=np.stack([at.overhead.residual for at in measured]),
         bytes=_bytes(trained),
         truth=part.y.astype(np.uint8),
         label=np.stack([answer.label for answer in answers]),

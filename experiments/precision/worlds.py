@@ -51,8 +51,6 @@ CALIBRATION = "calibration.json"
 DEADLINE_BATCHES = 3.0
 """Deadline where none is given, in full batches of the safe plan: a request may just miss one batch
 and be served in the next, with the time of one more to spare."""
-MOST_SIGMA = 1.0
-"""Of service times in training: one in 20 batches takes five times its median then."""
 
 E = TypeVar("E", bound=Enum)
 
@@ -136,7 +134,6 @@ class StagedPrecisionNode:
     deadline_s: float | None
     max_batch: int
     drop: str
-    training_sigma: float | None
     horizon_s: float
     safe: Any
     actions: dict[str, Any]
@@ -152,8 +149,7 @@ def build_world(config: DictConfig, part: Part) -> StagedPrecisionConfig:
 
     Args:
         config: With the nodes `env`, `workload` and `data`; left as it is.
-        part: TRAIN: samples of `env.profile`, service times that scatter by `env.training_sigma`
-            at least, earlier arrivals, and the workload's `load_factors`.
+        part: TRAIN: samples of `env.profile`, earlier arrivals, and the workload's `load_factors`.
             HELD_OUT: samples of `env.held_out_profile`, later arrivals, the stated load; agents
             and guards know what was calibrated all the same.
 
@@ -182,7 +178,7 @@ def build_world(config: DictConfig, part: Part) -> StagedPrecisionConfig:
     batch_s = calibrated.predict_latency_s(safe.levels, node.max_batch)
     deadline_s = DEADLINE_BATCHES * batch_s if node.deadline_s is None else node.deadline_s
     world = StagedPrecisionConfig(
-        profile=_scattered(calibrated, node) if part is Part.TRAIN else held_out,
+        profile=calibrated if part is Part.TRAIN else held_out,
         calibrated=calibrated,
         workload=_stream(stream, node, stretch, calibrated),
         serving=Serving(
@@ -247,18 +243,6 @@ def _profiles(node: StagedPrecisionNode) -> tuple[PrecisionProfile, PrecisionPro
             "give the profile of this network, or set env.network to null"
         )
     return calibrated, held_out
-
-
-def _scattered(profile: PrecisionProfile, node: StagedPrecisionNode) -> PrecisionProfile:
-    sigma = node.training_sigma
-    if sigma is None:
-        return profile
-    if not 0.0 <= sigma <= MOST_SIGMA:
-        raise ConfigError(
-            f"env.training_sigma is {sigma}; expected 0 to {MOST_SIGMA}, or null for service times "
-            "that scatter as measured"
-        )
-    return profile.with_least_sigma(sigma)
 
 
 def _profile(setting: str, key: str) -> PrecisionProfile:

@@ -82,7 +82,7 @@ def build_model(profile: PrecisionProfile, serving: Serving) -> Model:
         base_s=profile.latency_table_s(),
         decision_s=profile.decision_s,
         switch_s=profile.switch_s,
-        residual=profile.residual_table(),
+        residual=profile.residual,
         bucket_of=np.array([bucket_of(size, profile.buckets) for size in sizes]),
         outcome=profile.margin.astype(np.uint16) | correct | agrees,
         properties=profile.properties.astype(np.float64),

@@ -4,7 +4,8 @@ Serving a batch in bucket b with levels l takes
 
     (fixed_s[b] + sum over k of latency_s[b, k, l_k] + sum over k of transition_s[b, k, l_k, l_k+1])
 
-times a lognormal residual with mean 1, and decision_s[b] where an agent decides for it, and
+times a residual whose distribution is stored (of measured banks: of served batches over their
+median, with a long tail to the right), and decision_s[b] where an agent decides for it, and
 switch_s[b] where the pass before it ran other levels. The parts are profiled inside the running
 chain: sums of isolated timings miss. Answers are exact: the label and the output margin of every
 sample under every assignment and every condition are stored.
@@ -55,7 +56,8 @@ class PrecisionProfile:
         latency_s: float64 [B, S, P], in situ, seconds >= 0.
         transition_s: float64 [B, S-1, P, P], from the level of stage k to that of stage k+1,
             seconds; a negative one means that a pair of levels saves work at its border.
-        sigma: float64 [B], standard deviation of the logarithm of the residual.
+        residual: float64 [B, RESIDUAL_CELLS], ascending: what passes take over what is predicted,
+            each cell equally likely (see `residual_cells`).
         bytes: int64 [S, P], memory of each variant.
         truth: uint8 [n], true label of each sample.
         label: uint8 [C, A, n], answers.
@@ -81,7 +83,7 @@ class PrecisionProfile:
     switch_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
     transition_s: NDArray[np.float64]
-    sigma: NDArray[np.float64]
+    residual: NDArray[np.float64]
     bytes: NDArray[np.int64]
     truth: NDArray[np.uint8]
     label: NDArray[np.uint8]
@@ -181,21 +183,9 @@ class PrecisionProfile:
         """Return the share of answers equal to the reference assignment's, float64 [C, A]."""
         return np.asarray((self.label == self.label[:, :1]).mean(axis=2))
 
-    def residual_table(self) -> NDArray[np.float64]:
-        """Return the residual's equally likely cells, float64 [B, RESIDUAL_CELLS], mean 1."""
-        from scipy.special import ndtri
-
-        normal = ndtri((np.arange(RESIDUAL_CELLS) + 0.5) / RESIDUAL_CELLS)
-        table = np.exp(self.sigma[:, None] * normal)
-        return np.asarray(table / table.mean(axis=1, keepdims=True))
-
     def without_decisions(self) -> PrecisionProfile:
         """Return the profile under which deciding takes no time: for plans that never change."""
         return replace(self, decision_s=np.zeros_like(self.decision_s))
-
-    def with_least_sigma(self, sigma: float) -> PrecisionProfile:
-        """Return the profile whose service times scatter by at least so much; their means stay."""
-        return replace(self, sigma=np.maximum(self.sigma, sigma))
 
     def take(self, samples: NDArray[np.int64]) -> PrecisionProfile:
         """Return the profile of some samples only: to hold the others out."""
@@ -225,6 +215,23 @@ class PrecisionProfile:
         return read_profile(path)
 
 
+def residual_cells() -> NDArray[np.float64]:
+    """Return the probabilities whose quantiles are the cells of a residual."""
+    return np.asarray((np.arange(RESIDUAL_CELLS) + 0.5) / RESIDUAL_CELLS)
+
+
+def lognormal_residual(sigma: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return lognormal residuals with mean 1, float64 [B, RESIDUAL_CELLS], for declared banks.
+
+    Args:
+        sigma: float64 [B], standard deviation of the logarithm, at least 0.
+    """
+    from scipy.special import ndtri
+
+    table = np.exp(sigma[:, None] * ndtri(residual_cells()))
+    return np.asarray(table / table.mean(axis=1, keepdims=True))
+
+
 def array_types(profile: PrecisionProfile) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
     """Return dtype and expected shape of every array field, by name."""
     s, p, b = len(profile.stages), len(profile.levels), len(profile.buckets)
@@ -236,7 +243,7 @@ def array_types(profile: PrecisionProfile) -> dict[str, tuple[type[np.generic], 
         "switch_s": (np.float64, (b,)),
         "latency_s": (np.float64, (b, s, p)),
         "transition_s": (np.float64, (b, s - 1, p, p)),
-        "sigma": (np.float64, (b,)),
+        "residual": (np.float64, (b, RESIDUAL_CELLS)),
         "bytes": (np.int64, (s, p)),
         "truth": (np.uint8, (n,)),
         "label": (np.uint8, (c, a, n)),
@@ -284,7 +291,7 @@ def _check_shapes(profile: PrecisionProfile) -> None:
 
 
 def _check_values(profile: PrecisionProfile) -> None:
-    for field in ("fixed_s", "decision_s", "switch_s", "latency_s", "sigma", "clip_rate", "bytes"):
+    for field in ("fixed_s", "decision_s", "switch_s", "latency_s", "clip_rate", "bytes"):
         array = getattr(profile, field)
         if not (np.isfinite(array) & (array >= 0)).all():
             raise ValueError(f"{field} holds {_worst(array)}; expected finite numbers >= 0")
@@ -293,6 +300,7 @@ def _check_values(profile: PrecisionProfile) -> None:
             raise ValueError(f"{field} holds a number that is not finite")
     if profile.clip_rate.max() > 1.0:
         raise ValueError(f"clip_rate holds {profile.clip_rate.max()}; expected shares up to 1")
+    _check_residual(profile.residual)
     shortest = profile.latency_table_s().min()
     if not shortest > 0.0:
         raise ValueError(
@@ -303,6 +311,14 @@ def _check_values(profile: PrecisionProfile) -> None:
         value = getattr(profile, field)
         if not (math.isfinite(value) and value >= 0.0):
             raise ValueError(f"{field} is {value}; expected finite watts >= 0")
+
+
+def _check_residual(residual: NDArray[np.float64]) -> None:
+    bad = residual[~(np.isfinite(residual) & (residual > 0.0))]
+    if bad.size:
+        raise ValueError(f"residual holds {bad[0]}; expected finite numbers > 0")
+    if (np.diff(residual) < 0.0).any():
+        raise ValueError("residual falls from one cell to the next; expected ascending numbers")
 
 
 def _worst(array: NDArray[np.generic]) -> object:

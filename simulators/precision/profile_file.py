@@ -17,7 +17,7 @@ import numpy as np
 
 from simulators.precision.profile import PrecisionProfile, array_types
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _HEADER = "header.json"
 _LISTS = ("stages", "levels", "emulated", "buckets", "conditions", "property_names")
 _SCALARS: dict[str, type] = {

@@ -73,7 +73,7 @@ class ReferenceServer:
         """Describe the server; `reset` must be called before `step`."""
         self.profile, self.serving = profile, serving
         self.layout = SignalLayout(len(profile.stages), profile.property_names)
-        self._residual = profile.residual_table()
+        self._residual = profile.residual
 
     def reset(
         self,

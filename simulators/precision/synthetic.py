@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.precision.plan import all_assignments
-from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile, lognormal_residual
 
 _LEVELS = ("fp32", "bf16", "int8", "int8_half")
 _STAGES = ("stem", "body1", "body2", "head")
@@ -90,7 +90,7 @@ def synthetic_profile(parameters: SyntheticParameters | None = None) -> Precisio
         switch_s=np.full(len(p.buckets), p.switch_s),
         latency_s=latency_s,
         transition_s=transition_s,
-        sigma=np.full(len(p.buckets), p.sigma),
+        residual=lognormal_residual(np.full(len(p.buckets), p.sigma)),
         bytes=np.outer([40_000, 300_000, 1_200_000, 200_000], bits * width).astype(np.int64),
         truth=truth,
         label=label,

@@ -16,6 +16,7 @@ from experiments.precision.profiling import build_profile
 from experiments.schema import read_node
 from experiments.training import silent
 from simulators.precision.fit import LatencyFit
+from simulators.precision.profile import RESIDUAL_CELLS
 
 LEVELS = ("fp32", "int8", "int8_quarter")
 SMALL = (
@@ -46,7 +47,7 @@ def _declared(trained: TrainedBank, bucket: int) -> BucketLatencies:
         rivals_accuracy={},
         fit=fit,
         held_out=nothing,
-        overhead=Overhead(np.array([3e-4, 2e-4, 1e-4]), 2e-5),
+        overhead=Overhead(np.array([3e-4, 2e-4, 1e-4]), 2e-5, np.ones(RESIDUAL_CELLS)),
     )
 
 

@@ -105,22 +105,6 @@ def test_held_out_are_samples_arrivals_and_keys_but_not_knowledge(tmp_path: Path
     assert (train.load_factors, held_out.load_factors) == ((0.8, 1.0, 1.25), (1.0,))
 
 
-def test_service_times_scatter_more_in_training(tmp_path: Path) -> None:
-    words = calibrated(tmp_path)
-    measured = build_world(compose_precision(*words, "env.training_sigma=null"), Part.TRAIN)
-    own = measured.profile.sigma
-    for sigma in (0.0, 0.3):
-        config = compose_precision(*words, f"env.training_sigma={sigma}")
-        train, held_out = build_world(config, Part.TRAIN), build_world(config, Part.HELD_OUT)
-        np.testing.assert_array_equal(train.profile.sigma, np.maximum(own, sigma))
-        np.testing.assert_array_equal(held_out.profile.sigma, own)
-        # What agents and guards know, and means of service times, stay.
-        assert train.actions.to_mapping() == measured.actions.to_mapping()
-        assert train.scale() == measured.scale()
-        np.testing.assert_allclose(train.profile.residual_table().mean(axis=1), 1.0)
-        assert train.profile.residual_table().std() > 0.9 * sigma
-
-
 @pytest.mark.parametrize(
     ("safe", "levels"),
     [
@@ -177,8 +161,6 @@ def test_a_saved_run_rebuilds_its_world(tmp_path: Path) -> None:
         (["env.max_batch=0"], "env.max_batch is 0"),
         (["env.deadline_s=-1"], r"deadline_s is -1\.0"),
         (["env.horizon_s=0"], r"horizon_s is 0\.0"),
-        (["env.training_sigma=-0.1"], r"env.training_sigma is -0\.1; expected 0 to 1\.0, or null"),
-        (["env.training_sigma=nan"], "env.training_sigma is nan"),
         (["env.shadow_fraction=2"], r"shadow_fraction is 2\.0"),
         (["env.hidden=[inputs]"], "unknown group 'inputs'"),
         (["env.conditions.clean_s=0"], r"env.conditions: clean_s is 0\.0"),

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.precision.measure import covering_assignments, measure_latencies
+from runtime.precision.measure import (
+    LatencyRounds,
+    covering_assignments,
+    interleaved,
+    measure_latencies,
+)
 
 
 def _calls(n: int, log: list[int], pause_s: float) -> list[Callable[[Tensor], object]]:
@@ -46,8 +51,20 @@ def test_the_order_changes_from_round_to_round() -> None:
     assert all(sorted(r) == list(range(6)) for r in rounds)
 
 
+def test_rounds_of_all_measurements_spread_over_the_whole_time() -> None:
+    turns = interleaved([8, 2, 4])
+    assert [turns.count(k) for k in range(3)] == [8, 2, 4]
+    for k, n in enumerate((8, 2, 4)):
+        places = np.nonzero(np.array(turns) == k)[0]
+        # One round in each n-th of the time.
+        assert (places * n // len(turns)).tolist() == list(range(n))
+    assert interleaved([1]) == [0]
+
+
 def test_nothing_to_measure_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 calls in 3 rounds"):
+    with pytest.raises(ValueError, match="0 rounds were measured"):
+        LatencyRounds([lambda x: x], torch.zeros(1), np.random.default_rng(0)).latencies()
+    with pytest.raises(ValueError, match="0 calls to measure"):
         measure_latencies([], torch.zeros(1), 3, np.random.default_rng(0))
 
 

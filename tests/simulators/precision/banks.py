@@ -12,7 +12,12 @@ from runtime.precision.plan import PrecisionPlan
 from runtime.precision.serving import Drop, Serving
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.engine import PrecisionEngine
-from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.precision.profile import (
+    MARGIN_STEPS,
+    RESIDUAL_CELLS,
+    PrecisionProfile,
+    lognormal_residual,
+)
 from simulators.precision.workload import ListedConditions
 
 
@@ -42,7 +47,7 @@ def random_profile(
         "switch_s": np.random.default_rng(seed + 2).choice([0.0, 0.002, 0.004], b),
         "latency_s": rng.uniform(0.0, 0.02, (b, stages, levels)),
         "transition_s": rng.uniform(0.0, 0.005, (b, stages - 1, levels, levels)),
-        "sigma": rng.uniform(0.0, 0.5, b),
+        "residual": lognormal_residual(rng.uniform(0.0, 0.5, b)),
         "bytes": rng.integers(1, 1000, (stages, levels)),
         "truth": rng.integers(0, 3, samples).astype(np.uint8),
         "label": rng.integers(0, 3, (c, a, samples)).astype(np.uint8),
@@ -71,7 +76,7 @@ def plain_profile(service_s: float, *, buckets: tuple[int, ...] = (1,)) -> Preci
         switch_s=np.zeros(b),
         latency_s=np.zeros((b, 1, 1)),
         transition_s=np.zeros((b, 0, 1, 1)),
-        sigma=np.zeros(b),
+        residual=np.ones((b, RESIDUAL_CELLS)),
     )
 
 

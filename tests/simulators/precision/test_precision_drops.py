@@ -11,6 +11,7 @@ from runtime.precision.plan import PrecisionPlan
 from runtime.precision.serving import Drop, Serving
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.metrics import arrival_times_s, latencies_s
+from simulators.precision.profile import RESIDUAL_CELLS
 from tests.simulators.precision.banks import own, plain_profile, random_profile, run
 
 
@@ -72,7 +73,7 @@ def test_the_plan_in_force_says_what_would_be_late() -> None:
         decision_s=np.zeros(1),
         switch_s=np.zeros(1),
         latency_s=np.array([[[1.0, 0.0]]]),
-        sigma=np.zeros(1),
+        residual=np.ones((1, RESIDUAL_CELLS)),
     )
     counts, serving = np.full((1, 60), 2), Serving(1.9, 1)
     totals = {}

@@ -159,7 +159,7 @@ def _rewrite(path: Path, name: str, content: bytes | None) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "format_version is 99; expected 3"),
+        ({"format_version": 99}, "format_version is 99; expected 4"),
         ({"levels": "int8"}, "levels is 'int8'; expected a list of str"),
         ({"emulated": [0, 1, 0]}, "emulated is .*; expected a list of bool"),
         ({"buckets": [1.5]}, "buckets is .*; expected a list of int"),
@@ -222,7 +222,10 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
         ("transition_s", math.nan, "transition_s holds a number that is not finite"),
         ("transition_s", -1.0, "add up to .* a batch must take time"),
         ("clip_rate", 1.5, "clip_rate holds 1.5; expected shares up to 1"),
-        ("sigma", -0.1, "sigma holds -0.1"),
+        ("residual", -0.1, "residual holds -0.1; expected finite numbers > 0"),
+        ("residual", 0.0, "residual holds 0.0"),
+        ("residual", math.nan, "residual holds nan"),
+        ("residual", 1e9, "residual falls from one cell to the next"),
         ("properties", math.inf, "properties holds a number that is not finite"),
     ],
 )

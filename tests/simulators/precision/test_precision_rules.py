@@ -16,7 +16,7 @@ from runtime.precision.serving import Serving
 from runtime.precision.snapshot import REPORT_INDEX
 from simulators.precision.engine import PrecisionEngine
 from simulators.precision.metrics import arrival_times_s, latencies_s, summarise
-from simulators.precision.profile import MARGIN_STEPS, PrecisionProfile
+from simulators.precision.profile import MARGIN_STEPS, RESIDUAL_CELLS, PrecisionProfile
 from simulators.precision.reference import ReferenceServer
 from simulators.precision.synthetic import SyntheticParameters, synthetic_profile
 from simulators.precision.workload import ListedConditions, Segments
@@ -105,7 +105,7 @@ def test_saturated_throughput_is_bucket_over_service_time(bucket: int) -> None:
 
 def test_residual_has_mean_one_and_the_declared_spread() -> None:
     profile = synthetic_profile(SyntheticParameters(sigma=0.2, samples=16))
-    assert profile.residual_table().mean(axis=1) == pytest.approx(np.ones(5), abs=1e-12)
+    assert profile.residual.mean(axis=1) == pytest.approx(np.ones(5), abs=1e-12)
     _, reports = run(profile, Serving(1.0, 1), np.full((1, 500), 20), 10.0, PrecisionPlan((0,) * 4))
     rows = own(reports, 0)
     service_s = rows[:, REPORT_INDEX["end_s"]] - rows[:, REPORT_INDEX["start_s"]]
@@ -157,7 +157,7 @@ def by_hand() -> PrecisionProfile:
         switch_s=np.zeros(3),
         latency_s=np.array([[[0.10, 0.01]], [[0.15, 0.02]], [[0.25, 0.04]]]),
         transition_s=np.zeros((3, 0, 2, 2)),
-        sigma=np.zeros(3),
+        residual=np.ones((3, RESIDUAL_CELLS)),
         bytes=np.ones((1, 2), dtype=np.int64),
         truth=np.array([0, 1, 2, 3], dtype=np.uint8),
         label=np.array([[[0, 1, 2, 0], [0, 1, 9, 9]]], dtype=np.uint8),
@@ -267,7 +267,7 @@ def test_a_pass_at_other_levels_than_the_last_one_takes_longer() -> None:
         decision_s=np.zeros(1),
         switch_s=np.array([0.02]),
         latency_s=np.array([[[0.04, 0.0]]]),
-        sigma=np.zeros(1),
+        residual=np.ones((1, RESIDUAL_CELLS)),
     )
     sure = replace(profile, margin=np.full_like(profile.margin, MARGIN_STEPS))
     unsure = replace(profile, margin=np.zeros_like(profile.margin))
