@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -33,7 +34,7 @@ RULES = "rules"
 _MARGINS = (0.2, 0.4, 0.6)
 """Of the cascades that are searched with the true future."""
 _SEARCHED_AT_ONCE = 8
-"""Episodes that a worker searches side by side: a step of more servers costs little more."""
+"""Most episodes that a worker searches side by side: a step of more servers costs little more."""
 
 
 def seeds_of(config: DictConfig, learner: str) -> list[int]:
@@ -107,9 +108,11 @@ def hindsight(
     others = [with_other_samples(world, rng) for _ in range(int(settings.shuffles))]
     candidates = _spread(world, tables.rows, int(settings.candidates))
     window_s, n = float(settings.window_s), len(episodes.keys)
+    workers = os.cpu_count() or 1
+    at_once = min(_SEARCHED_AT_ONCE, math.ceil(n / workers))
     work = []
-    for k in range(0, n, _SEARCHED_AT_ONCE):
-        own = slice(k, k + _SEARCHED_AT_ONCE)
+    for k in range(0, n, at_once):
+        own = slice(k, k + at_once)
         work.append((best[own], Episodes(episodes.keys[own], episodes.starts[own])))
     entrants: list[Entrant[PrecisionBatchAgent]] = [Entrant(HINDSIGHT_BEST, 0, ConstantRows(best))]
     for name, worlds in ((HINDSIGHT_WINDOWS, [world]), (FORESIGHT, others)):
@@ -119,7 +122,7 @@ def hindsight(
             _windows, worlds, candidates, window_s=window_s, passes=int(settings.passes)
         )
         found: list[NDArray[np.float64]] = []
-        with worker_pool(min(os.cpu_count() or 1, len(work))) as pool:
+        with worker_pool(min(workers, len(work))) as pool:
             for rows in pool.imap(search, work):
                 found.append(rows)
                 done = sum(each.shape[1] for each in found)
