@@ -64,6 +64,7 @@ from experiments.training import Report, silent
 from runtime.precision.corruptions import corrupt, corruption_names, input_kind
 from runtime.precision.measure import measure_latencies
 from runtime.precision.training_mode import Assignment
+from simulators.precision.profile_file import FORMAT_VERSION
 
 SEVERITY = 3
 """Severity of the corruptions in the table of levels."""
@@ -145,8 +146,10 @@ def _modelled(trained: TrainedBank, node: CalibrationNode, report: Report) -> pd
 def _own_config(config: DictConfig) -> DictConfig:
     """Return the part of a configuration that a calibration depends on."""
     size = {key: config.size[key] for key in ("name", "network", "latencies")}
+    # A finished run whose profiles this code cannot read is another run: it is measured again.
+    study = {"name": f"calibration-{config.network.name}", "profile_format": FORMAT_VERSION}
     own = {
-        "study": {"name": f"calibration-{config.network.name}"},
+        "study": study,
         "size": size,
         "network": config.network,
         "bank": config.bank,

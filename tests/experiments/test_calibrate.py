@@ -35,6 +35,7 @@ from experiments.precision.latencies import DECISION, OVERHEAD
 from experiments.record import RunFolder
 from experiments.schema import read_node
 from simulators.precision.profile import PrecisionProfile
+from simulators.precision.profile_file import FORMAT_VERSION
 
 Compose = Callable[..., DictConfig]
 OFFERED = ("fp32", "int8", "int8_quarter")
@@ -74,6 +75,24 @@ def test_everything_is_written(run: RunFolder) -> None:
     for name in (LEVELS, TRIALS, EVERY, CHOSEN, LATENCIES, TABLE, FRONT, KERNELS, MODELLED):
         assert (run.path / name).stat().st_size > 0
     assert run.complete
+
+
+def test_a_calibration_whose_profiles_this_code_cannot_read_is_another_run(
+    run: RunFolder, small: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calibrate_network(small()).path == run.path
+    monkeypatch.setattr("experiments.calibrate.FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setattr("experiments.calibrate.measure_bank", _measured_again)
+    with pytest.raises(_MeasuredAgainError):
+        calibrate_network(small())
+
+
+class _MeasuredAgainError(Exception):
+    pass
+
+
+def _measured_again(*args: object) -> None:
+    raise _MeasuredAgainError
 
 
 def test_every_level_has_its_row_and_its_own_kernels(run: RunFolder) -> None:
