@@ -106,7 +106,7 @@ def run_streams(
     plans: list[NDArray[np.float64]] = []
     causes: list[NDArray[np.int64]] = []
     while not engine.finished.all():
-        observation, _, _ = servers.step_rows(agent.propose(observation, engine.signals))
+        observation = servers.serve_rows(agent.propose(observation, engine.signals))
         reports.append(engine.reports.copy())
         plans.append(servers.plans.copy())
         causes.append(servers.causes.copy())
@@ -157,7 +157,7 @@ def accuracies(
     engine = servers.engine
     in_time, correct, served, dropped = np.zeros((4, servers.n))
     while not engine.finished.all():
-        observation, _, _ = servers.step_rows(agent.propose(observation, engine.signals))
+        observation = servers.serve_rows(agent.propose(observation, engine.signals))
         in_time += engine.reports[:, _IN_TIME]
         correct += engine.reports[:, _CORRECT]
         served += engine.reports[:, _REQUESTS]

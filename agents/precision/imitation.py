@@ -81,7 +81,7 @@ def _decisions(
         seen.append(observation.copy())
         taken.append(nearest_actions(config.actions, rows))
         own = rows if policy is None else policy.propose(observation, signals)
-        observation, _, _ = servers.step_rows(own)
+        observation = servers.serve_rows(own)
     return np.concatenate(seen), np.concatenate(taken)
 
 

@@ -136,6 +136,19 @@ class Servers:
         """Decode actions, int64 [N, dims], and serve a batch everywhere; see `step_rows`."""
         return self.step_rows(self.config.actions.decode(actions, self.plans))
 
+    def serve_rows(self, proposed: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Apply proposed plans and serve one batch in every server; nobody learns from it.
+
+        Args:
+            proposed: float64 [N, 2 * S + 1].
+
+        Returns:
+            Observations float32 [N, codec.size].
+        """
+        self.plans, self.causes = self.guards.apply_rows(proposed, self.engine.signals)
+        self.engine.step(self.plans)
+        return self._observation()
+
     def step_rows(
         self, proposed: NDArray[np.float64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_]]:
@@ -148,17 +161,14 @@ class Servers:
             Observations float32 [N, codec.size], rewards float64 [N], and bool [N], whether the
             horizon of each is reached.
         """
-        signals = self.engine.signals
-        rows, self.causes = self.guards.apply_rows(proposed, signals)
+        signals, reports = self.engine.signals, self.engine.reports
         before_s = signals[:, 0].copy()
-        self.plans = rows
-        self.engine.step(rows)
-        reports = self.engine.reports
+        observation = self.serve_rows(proposed)
         self.terms = self.reward.terms(reports, signals[:, 0] - before_s)
         self.cost = self.reward.cost(reports)
         reward: NDArray[np.float64] = reduce(np.add, self.terms.values())
         over = (signals[:, 0] >= self.config.horizon_s) | self.engine.finished
-        return self._observation(), reward, np.asarray(over)
+        return observation, reward, np.asarray(over)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions hold the guards' floors and targets now, bool [N, sum(nvec)]."""
