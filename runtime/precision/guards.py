@@ -66,7 +66,6 @@ class PrecisionGuards:
         self._radix = bank.n_levels ** np.arange(s - 1, -1, -1)
         self._low = np.concatenate([self.tables.low, [0.0], self.tables.low])
         self._high = np.concatenate([self.tables.high, [1.0], self.tables.high])
-        self._whole = np.arange(2 * s + 1) != s
         self._safe_row = safe.to_row()
         self._check_safe()
         self._has_target = math.isfinite(limits.latency_target_s)
@@ -134,12 +133,13 @@ class PrecisionGuards:
             wanted = np.where(trusted[:, None], proposed, self._safe_row)
             causes |= np.where(usable, 0, int(PrecisionCause.NON_FINITE))
             causes |= np.where(heard, 0, int(PrecisionCause.MISSING_SIGNAL))
-        rows = wanted.copy()
-        np.rint(rows, out=rows, where=self._whole)
+        rows = np.rint(wanted)
+        rows[:, self._stages] = wanted[:, self._stages]  # the margin
         np.maximum(rows, self._low, out=rows)
         np.minimum(rows, self._high, out=rows)
-        moved = np.asarray(rows != wanted).any(axis=1)
-        causes |= np.where(moved, int(PrecisionCause.BOUNDS), 0)
+        moved = np.asarray(rows != wanted)
+        if moved.any():
+            causes |= np.where(moved.any(axis=1), int(PrecisionCause.BOUNDS), 0)
         bucket = None
         if not self._free:
             bucket = self._bucket_of(signals)
