@@ -174,8 +174,8 @@ def headroom_by_load(table: pd.DataFrame) -> Figure:
         len(streams), height=3.6, width=6.4 if len(streams) == 1 else 5.0, columns=2
     )
     for axes, stream in zip(grid, streams, strict=True):
+        axes.sharey(grid[0])  # before anything is drawn: axes that join later take over the limits
         _draw_loads(axes, table[table["stream"] == stream])
-        axes.sharey(grid[0])
         axes.set_title(stream)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure

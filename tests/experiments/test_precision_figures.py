@@ -195,6 +195,19 @@ def test_gains_at_each_load_are_drawn_over_its_best_constant() -> None:
     assert [t.get_text() for t in axes.get_xticklabels()] == ["0.3\n89", "0.8\n69"]
 
 
+def test_streams_share_a_scale_that_holds_the_gains_of_all() -> None:
+    table = _by_load(streams=("steady", "burst"))
+    large = (table["stream"] == "burst") & (table["agent"] == "slack_fit")
+    table.loc[large, "effective_accuracy"] += 0.5
+    panels = headroom_by_load(table).axes
+    low, high = panels[0].get_ylim()
+    for axes in panels:
+        assert axes.get_ylim() == (low, high)
+        for each in axes.containers:
+            gains = np.asarray(each.lines[0].get_ydata())
+            assert low < gains.min() <= gains.max() < high
+
+
 def test_who_is_far_worse_stands_at_the_edge_with_a_number() -> None:
     rows = _rows()
     worse = rows["agent"].eq("confidence_cascade") & rows["stream"].eq("both")
