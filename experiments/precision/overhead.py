@@ -49,7 +49,7 @@ class Overhead(NamedTuple):
             much passes differ: 178 us were found for batches of 16 that take 6 ms, 67 for 8.
         residual: float64 [RESIDUAL_CELLS], how long served batches take over the median of their
             plan, as `PrecisionProfile.residual` has it. Medians of passes do not show how seldom
-            ones are late: one batch in a hundred took 1.3 to 1.4 times as long.
+            ones are late: one batch in a hundred took 1.2 to 1.7 times as long.
     """
 
     serving_s: NDArray[np.float64]

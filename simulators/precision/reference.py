@@ -73,7 +73,6 @@ class ReferenceServer:
         """Describe the server; `reset` must be called before `step`."""
         self.profile, self.serving = profile, serving
         self.layout = SignalLayout(len(profile.stages), profile.property_names)
-        self._residual = profile.residual
 
     def reset(
         self,
@@ -132,7 +131,7 @@ class ReferenceServer:
 
     def _pass_s(self, levels: tuple[int, ...], requests: int, draw: int) -> float:
         bucket = bucket_of(requests, self.profile.buckets)
-        cells = self._residual[bucket]
+        cells = self.profile.residual[bucket]
         place = uniform_reference(self.key, SERVICE_STREAM, self.batches, draw) * len(cells)
         time_s = self.profile.predict_latency_s(levels, requests) * float(cells[int(place)])
         if levels != self._ran:
