@@ -20,12 +20,12 @@ from experiments.console import CONSOLE, line_per_step, progress_bar, say, show_
 from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError
 from experiments.files import write_csv
+from experiments.precision.commands import stream_command
 from experiments.precision.loads import compare_loads, draw_loads, joined
 from experiments.precision.reference import (
     LOADS_FIGURE,
     record_bank,
     record_headroom,
-    stream_command,
 )
 from experiments.precision.reproduction import stream_settings, summary_folder, with_profiles
 from experiments.precision.stream_claims import LOADS

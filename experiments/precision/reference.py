@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.claim_maker import ClaimMaker
 from experiments.claims import REFERENCE, is_recorded, record_claims
-from experiments.cli import CONF
 from experiments.precision.bank_claims import bank_claims
 from experiments.precision.banks import FIRST_LEVELS
 from experiments.precision.calibration import (
@@ -29,6 +28,7 @@ from experiments.precision.calibration import (
     RIVALS,
     TRIALS,
 )
+from experiments.precision.commands import bank_command, stream_command
 from experiments.precision.stream_claims import (
     LOADS,
     headroom_claims,
@@ -60,39 +60,13 @@ def record_bank(config: DictConfig, calibrated: RunFolder) -> None:
         return
     folder = _folder(config)
     _copy([path for name in _TABLES if (path := calibrated.path / name).exists()], folder)
-    words = " ".join([f"network={config.network.name}", "record=true", *_changed(config)])
     make = ClaimMaker(
         reference=REFERENCE,
-        command=f'make calibrate SIZE=paper ARGS="{words}"',
+        command=bank_command(config),
         data=str(config.network.data),
     )
     claims = bank_claims(folder, config.calibration, make)
     record_claims(claims, record=True, reference=REFERENCE)
-
-
-def _changed(config: DictConfig) -> list[str]:
-    """Return what the words of a command must say of the bank beside network and size."""
-    usual = OmegaConf.load(CONF / "config.yaml")
-    groups = ("bank", "calibration")
-    return [word for group in groups for word in _words(group, config[group], usual[group])]
-
-
-def _words(place: str, node: DictConfig, usual: DictConfig) -> list[str]:
-    """Return overrides that turn one node into another."""
-    return [
-        f"{place}.{key}={str(value).replace(' ', '')}"
-        for key, value in node.items()
-        if key not in usual or value != usual[key]
-    ]
-
-
-def stream_command(config: DictConfig, goal: str = "reproduce") -> str:
-    """Return the command that makes the streams of a network, with all that is not as usual."""
-    usual = OmegaConf.load(CONF / "size" / f"{config.size.name}.yaml")
-    words = ["env=staged_precision", f"network={config.network.name}", *_changed(config)]
-    words += _words("size.precision", config.size.precision, usual.precision)
-    record = " record=true" if config.record else ""
-    return f'make {goal} SIZE={config.size.name}{record} ARGS="{" ".join(words)}"'
 
 
 def record_streams(config: DictConfig, tables: Path) -> None:

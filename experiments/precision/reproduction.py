@@ -21,6 +21,7 @@ from experiments.parallel import train_all
 from experiments.precision import stream_figures
 from experiments.precision.ablation import ablate, ablation_makers
 from experiments.precision.calibration import HELD_OUT, PROFILE
+from experiments.precision.commands import stream_command
 from experiments.precision.compare import ROWS, SHOWN, SUMMARY, TIMELINE, compare_streams, shown
 from experiments.precision.driving import (
     drive_streams,
@@ -34,7 +35,6 @@ from experiments.precision.reference import (
     LOADS_FIGURE,
     record_bank,
     record_streams,
-    stream_command,
 )
 from experiments.precision.roster import TUNED, untuned_plans
 from experiments.precision.stream_claims import LOADS, MAIN_STREAM, REAL, SIMULATED

@@ -7,12 +7,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.claims import load_claims
+from experiments.cli import CONF
 from experiments.errors import ConfigError
 from experiments.precision import bank_claims, reference
-from experiments.precision.calibration import CHOSEN, FIT, LEVELS, MODELLED
+from experiments.precision.calibration import CHOSEN, FIT, LEVELS
 from experiments.record import RunFolder
 
 CLEAN = {"fp32": 0.95, "int8": 0.948, "int8_quarter": 0.90, "best of all": 0.946}
@@ -56,22 +59,24 @@ def calibrated(tmp_path: Path) -> RunFolder:
 
 
 def settings(**changes: Any) -> DictConfig:
-    content = {
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        shipped = compose("config", overrides=["env=staged_precision", "size=paper"])
+    own = {
         "record": True,
-        "size": {"name": "paper", "precision": {"headline_seeds": 2}},
+        "size": {"precision": {"headline_seeds": 2}},
         "network": {"name": "small_net", "data": "digits"},
-        "bank": {"device": "cpu", "levels": None},
-        "calibration": {"batch": 16, "chain": 0.005},
-        "workload": {"name": "bursts"},
     }
-    return OmegaConf.create(content | changes)
+    merged = OmegaConf.merge(shipped, own, changes)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 @pytest.mark.parametrize(
     ("bank", "word"),
     [
         ({"device": "cuda", "levels": None}, "bank.device=cuda"),
-        ({"device": "cpu", "levels": ["cuda_fp32", "int8"]}, "bank.levels=['cuda_fp32','int8']"),
+        ({"device": "cpu", "levels": ["cuda_fp32", "int8"]}, "bank.levels=[cuda_fp32,int8]"),
     ],
 )
 def test_a_bank_on_a_gpu_is_recorded_by_what_its_kernels_are_built_for(
@@ -125,16 +130,6 @@ def test_claims_of_a_bank_state_the_figures_of_its_tables(
     reference.record_bank(settings(), calibrated)
     missed = load_claims(folder / "claims.json")["bank.avx2.small-net.vs-compiled-fp32"]
     assert (missed.aim, missed.met) == (">= 4", False)
-
-
-def test_the_command_of_a_claim_says_what_was_changed(folder: Path, calibrated: RunFolder) -> None:
-    (calibrated.path / MODELLED).unlink()
-    changed = {"calibration": {"batch": 16, "chain": 0.005, "profiled": 0}}
-    bank = {"device": "cpu", "levels": ["fp32", "int8"]}
-    reference.record_bank(settings(bank=bank, **changed), calibrated)
-    (command,) = {claim.command for claim in load_claims(folder / "claims.json").values()}
-    words = "network=small_net record=true bank.levels=['fp32','int8'] calibration.profiled=0"
-    assert command == f'make calibrate SIZE=paper ARGS="{words}"'
 
 
 def test_without_the_best_of_all_the_fastest_that_anybody_chose_counts(
@@ -225,17 +220,6 @@ def test_claims_of_headroom_are_of_the_load_of_the_workload(folder: Path, tmp_pa
     assert "load 0.8, training streams" in claim.what
     assert claim.command.startswith("make headroom SIZE=paper record=true")
     assert (folder / "precision/avx2/small_net/loads.md").read_text() == "said"
-
-
-def test_the_command_of_streams_says_what_was_changed(folder: Path, tables: Path) -> None:
-    fewer = {"name": "paper", "precision": {"headline_seeds": 8, "streams": ["both"]}}
-    changed = {"calibration": {"batch": 16, "chain": 0.005, "profiled": 500}}
-    reference.record_streams(settings(size=fewer, **changed), tables)
-    (command,) = {claim.command for claim in load_claims(folder / "claims.json").values()}
-    words = "env=staged_precision network=small_net calibration.profiled=500"
-    assert command == (
-        f"make reproduce SIZE=paper record=true ARGS=\"{words} size.precision.streams=['both']\""
-    )
 
 
 def test_nothing_is_written_unless_asked_for(
