@@ -86,7 +86,7 @@ def load_data(name: str, root: Path | None) -> DataSet:
     """Load a data set.
 
     Args:
-        name: One of `DATA_SETS`.
+        name: `digits`, `fashion_mnist`, `eurosat` or `fsdd`.
         root: The data root, see the README; `digits` needs none.
 
     Raises:

@@ -47,7 +47,7 @@ def capture(module: nn.Module, shape: Sequence[int], what: str) -> fx.GraphModul
         what: What to call it in messages.
 
     Returns:
-        Its graph; `export_shape` meta of nodes is not kept, `nn_module_stack` is.
+        Its graph; nodes keep their `nn_module_stack`, not the shapes seen while exporting.
 
     Raises:
         ValueError: It does not take such inputs, torch.export refuses it, or it has not exactly one
