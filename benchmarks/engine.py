@@ -25,7 +25,7 @@ from simulators.cluster.reference import ReferenceCluster
 
 PERIOD_S, TICK_S = 2.0, 1.0
 WARM_UP, PERIODS = 10, 10  # periods before a measured run, and in it
-BUDGET_STEPS_PER_S, BUDGET_TASKS_PER_S, BUDGET_RATIO = 300_000, 18e6, 50
+BUDGET_STEPS_PER_S, BUDGET_TASKS_PER_S = 300_000, 18e6
 HARD = Plan(pools=Pools.HARD, share=0.5, parallelism=8, batch_interval_s=PERIOD_S)
 
 

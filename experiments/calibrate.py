@@ -45,6 +45,7 @@ from experiments.precision.calibration import (
     level_table,
     search_table,
 )
+from experiments.precision.declared import is_emulated, names_emulated
 from experiments.precision.figures import front
 from experiments.precision.latencies import (
     BucketLatencies,
@@ -63,7 +64,6 @@ from experiments.schema import read_node
 from experiments.training import Report, silent
 from runtime.precision.corruptions import corrupt, corruption_names, input_kind
 from runtime.precision.measure import measure_latencies
-from runtime.precision.training_mode import Assignment
 from simulators.precision.profile_file import FORMAT_VERSION
 
 SEVERITY = 3
@@ -196,7 +196,10 @@ def _chosen_table(
     settings: LatencySettings,
     report: Report,
 ) -> pd.DataFrame:
-    """Return who chose what: accuracies, and latencies measured together at every batch size."""
+    """Return who chose what: accuracies, and latencies measured together at every batch size.
+
+    Latencies of assignments with emulated levels are declared.
+    """
     bank = trained.bank
     names = [level.name for level in bank.levels]
     every = calibrated.every.set_index("assignment")
@@ -204,10 +207,11 @@ def _chosen_table(
     table = pd.DataFrame({"chosen_by": list(said), "assignment": list(said.values())})
     for column in ("calibration", "held_out"):
         table[column] = every.loc[table["assignment"], column].to_numpy()
-    distinct: dict[Assignment, int] = {a: k for k, a in enumerate(set(calibrated.chosen.values()))}
+    chosen = list(calibrated.chosen.values())
+    real = [a for a in dict.fromkeys(chosen) if not is_emulated(bank.levels, a)]
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
-        calls = [partial(trained.bank.run, assignment=assignment) for assignment in distinct]
+        calls = [partial(bank.run, assignment=assignment) for assignment in real]
         rounds = settings.rounds_of(round_s(calls, batch))
         found = measure_latencies(
             calls,
@@ -216,8 +220,9 @@ def _chosen_table(
             np.random.default_rng(at.bucket),
             lambda done, b=at.bucket, n=rounds: report(f"chosen levels, batch {b}", done, n),
         )
-        places = [distinct[a] for a in calibrated.chosen.values()]
-        table[f"batch_{at.bucket}_ms"] = 1e3 * found.steady_s[places]
+        seconds = dict(zip(chosen, at.fit.predict_s(np.array(chosen)).tolist(), strict=True))
+        seconds |= zip(real, found.steady_s.tolist(), strict=True)
+        table[f"batch_{at.bucket}_ms"] = [1e3 * seconds[a] for a in chosen]
     return table
 
 
@@ -301,7 +306,10 @@ def _show_chosen(table: pd.DataFrame) -> None:
     for column in table.columns:
         if column.endswith("_ms"):
             headings[column] = column.removesuffix("_ms").replace("batch_", "b") + " ms"
-    show_table("who chose what: accuracy and measured latency", shown, headings)
+    emulated = table["assignment"].map(names_emulated)
+    shown["chosen_by"] = table["chosen_by"].where(~emulated, table["chosen_by"] + " (emulated)")
+    title = "who chose what: accuracy and measured latency"
+    show_table(f"{title} (emulated: declared)" if emulated.any() else title, shown, headings)
     for name, assignment in zip(table["chosen_by"], table["assignment"], strict=True):
         say(f"  {name}: {assignment}")
 

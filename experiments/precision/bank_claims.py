@@ -13,6 +13,7 @@ from experiments.claim_maker import ClaimMaker
 from experiments.claims import Claim
 from experiments.precision.calibration import CHOSEN, FIT, LEVELS, rival_column
 from experiments.precision.claim_words import dashed, id_of, label_of, source_of
+from experiments.precision.declared import names_emulated
 from experiments.precision.rivals import COMPILED, COMPILED_FP16, OPENVINO
 from runtime.precision.levels import find_level
 from runtime.precision.machine import has_matrix_units
@@ -52,13 +53,14 @@ def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iter
     within a run are used.
     """
     chosen = pd.read_csv(folder / CHOSEN).set_index("chosen_by")
+    chosen = chosen[~chosen["assignment"].map(names_emulated)]  # their latencies are declared
     levels = pd.read_csv(folder / LEVELS).set_index("level")
     batch, allowed_loss = int(node.batch), float(node.chain)
     source, named = source_of(folder / CHOSEN, make), f"bank.{id_of(folder)}"
     own_ms, first = chosen[f"batch_{batch}_ms"], levels.index[0]
     within = chosen["calibration"] >= chosen.loc[first, "calibration"] - allowed_loss - 1e-12
     name = "best of all"
-    if name not in chosen.index:  # not all were run
+    if name not in chosen.index:  # not all were run, or it is emulated
         name = str(own_ms[within].idxmin())
     loss = 100.0 * float(chosen.loc[first, "held_out"] - chosen.loc[name, "held_out"])
     best = (
@@ -81,7 +83,7 @@ def _throughput_claims(folder: Path, node: DictConfig, make: ClaimMaker) -> Iter
             how, ratio = " ".join(reversed(rival.split())), pair[1] / pair[0]
             said = f"throughput of {best} over {how}, {what}"
             yield make(f"{named}.vs-{dashed(how)}", said, ratio, source, aim, _both(pair))
-    good = [level for level in levels.index if within[level]]
+    good = [level for level in levels.index if within.get(level, default=False)]
     pair = float(own_ms[name]), float(own_ms[good].min())
     said = f"throughput of {best} over the best uniform level within them, {what}"
     ratio, aim = pair[1] / pair[0], STRICTLY_BETTER

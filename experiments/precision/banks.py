@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiments.cli import data_root
 from experiments.precision.data import DataSet, load_data
+from experiments.precision.declared import costed
 from experiments.precision.training import NETWORK, train_network
 from experiments.record import results_root
 from experiments.schema import read_node
@@ -144,11 +145,14 @@ def open_bank(config: DictConfig, report: Report = silent) -> TrainedBank:
 
     Raises:
         ConfigError: A wrong configuration or data.
-        ValueError: A level that this machine or a stage cannot run.
+        ValueError: A level that this machine or a stage cannot run, or an emulated one whose costs
+            cannot be declared.
     """
     node = read_node(BankNode, config.bank, "bank")
     # Training may take an hour: mistakes show before it.
-    require_runnable(find_levels(node.levels or [FIRST_LEVELS[node.device]]))
+    wanted = find_levels(node.levels or [FIRST_LEVELS[node.device]])
+    require_runnable(wanted)
+    costed(wanted)
     keep_memory()
     trained = train_network(config, report)
     network, _ = load_network(trained.path / NETWORK)

@@ -5,6 +5,7 @@ Everything is chosen on calibration data; accuracy is reported on held-out data 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -252,6 +253,8 @@ def level_table(
 ) -> pd.DataFrame:
     """Return a row per level: latency at every batch size, speed-up, bytes, accuracies.
 
+    Latencies of emulated levels are declared; such levels are compared with nothing.
+
     Args:
         trained: The bank.
         measured: Latencies at every batch size.
@@ -262,16 +265,24 @@ def level_table(
     for k, level in enumerate(bank.levels):
         row: dict[str, Any] = {"level": level.name, "emulated": level.emulated}
         for at in measured:
-            uniform = np.nonzero((at.assignments == k).all(axis=1))[0]
-            seconds = float(at.steady_s[uniform[0]])
+            seconds = _uniform_s(at, k)
             row[f"batch_{at.bucket}_ms"] = 1e3 * seconds
             for rival, rival_s in at.rivals_s.items():
-                row[rival_column(at.bucket, rival)] = rival_s / seconds
+                ratio = math.nan if level.emulated else rival_s / seconds
+                row[rival_column(at.bucket, rival)] = ratio
         own = trained.runnable((k,) * len(bank.stages))
         row["bytes"] = sum(bank.bytes(stage, own[stage]) for stage in range(len(own)))
         row |= {f"accuracy_{name}": float(values[k]) for name, values in accuracies.items()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _uniform_s(at: BucketLatencies, level: int) -> float:
+    """Return the latency of one level everywhere, measured, or declared if it is emulated."""
+    uniform = np.nonzero((at.assignments == level).all(axis=1))[0]
+    if len(uniform) > 0:
+        return float(at.steady_s[uniform[0]])
+    return float(at.fit.predict_s(np.full((1, at.assignments.shape[1]), level))[0])
 
 
 def search_table(calibrated: Calibrated) -> pd.DataFrame:

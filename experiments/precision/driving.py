@@ -25,6 +25,7 @@ from experiments.errors import ConfigError
 from experiments.files import file_sha256, write_csv, write_json, write_lines
 from experiments.precision.banks import open_bank
 from experiments.precision.compare import TIMELINE, fixed_columns, given_of, timeline_of
+from experiments.precision.declared import refuse_emulated
 from experiments.precision.real_streams import (
     Episode,
     RealBank,
@@ -112,6 +113,7 @@ def real_timeline(config: DictConfig, run: RunFolder) -> pd.DataFrame:
 
 
 def _check_settings(config: DictConfig) -> None:
+    refuse_emulated(config.bank.levels or [], "drive")
     if config.env.held_out_profile is None:
         raise ConfigError(
             "env.held_out_profile is null, but real runs send the samples that a measured profile "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments.precision.banks import CALIBRATED_ON, TrainedBank, inputs
 from experiments.precision.data import Part
+from experiments.precision.declared import costed, with_declared
 from experiments.precision.overhead import Overhead, serving_overhead
 from experiments.precision.rivals import gpu_rival_calls, rival_calls
 from experiments.training import Report
@@ -67,14 +68,14 @@ class BucketLatencies:
 
     Attributes:
         bucket: Batch size.
-        assignments: int64 [n, S].
+        assignments: int64 [n, S], of real levels.
         steady_s: float64 [n].
         switch_s: float64 [n], first calls after another assignment.
         sigma: Standard deviation of the logarithm of single calls, median over assignments.
         rivals_s: Latency of the whole network by other means, seconds, by name; see
             `experiments.precision.rivals`.
         rivals_accuracy: Their share of right answers on held-out samples.
-        fit: The additive model.
+        fit: The additive model, of emulated levels declared.
         held_out: float64 [m], its relative errors on assignments that it was not fitted to.
         overhead: What serving a batch costs beyond the pass.
     """
@@ -97,6 +98,7 @@ def measure_bank(
     """Measure mixed assignments at every batch size, beside the rivals that can run here.
 
     Batch sizes take turns: all of them meet the machine as it is in the course of the measurement.
+    Of emulated levels nothing is measured: see `experiments.precision.declared`.
 
     Args:
         trained: What is measured.
@@ -128,8 +130,11 @@ class _Begun:
 def _begin(trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettings) -> _Begun:
     bank = trained.bank
     rng = np.random.default_rng(bucket)
-    n_stages, n_levels = len(bank.stages), len(bank.levels)
-    chosen = covering_assignments(n_stages, n_levels, settings.assignments, rng)
+    real = costed(bank.levels).real
+    chosen = [
+        tuple(real[list(levels)].tolist())
+        for levels in covering_assignments(len(bank.stages), len(real), settings.assignments, rng)
+    ]
     batch = x[:bucket].pin_memory() if trained.on_gpu else x[:bucket]
     rivals = _rivals(trained, batch)
     # Looked up before: nothing but the bank's own call is timed.
@@ -142,9 +147,10 @@ def _begin(trained: TrainedBank, x: Tensor, bucket: int, settings: LatencySettin
 
 def _finish(trained: TrainedBank, at: _Begun) -> BucketLatencies:
     bank, bucket, assignments = trained.bank, len(at.batch), at.assignments
-    found, n, n_levels = at.measured.latencies(), len(assignments), len(bank.levels)
-    seconds = found.steady_s[:n]
+    found, n, real = at.measured.latencies(), len(assignments), costed(bank.levels).real
+    seconds, places = found.steady_s[:n], np.searchsorted(real, assignments)
     fitted = round(n * (1.0 - HELD_OUT_SHARE))
+    fit = fit_latency(places, seconds, len(real), _first_share(bank, at.batch))
     return BucketLatencies(
         bucket=bucket,
         assignments=assignments,
@@ -156,8 +162,8 @@ def _finish(trained: TrainedBank, at: _Begun) -> BucketLatencies:
             name: _accuracy(call, trained.data.validation, bucket)
             for name, call in at.rivals.items()
         },
-        fit=fit_latency(assignments, seconds, n_levels, _first_share(bank, at.batch)),
-        held_out=held_out_error(assignments, seconds, n_levels, fitted, at.rng),
+        fit=with_declared(fit, bank),
+        held_out=held_out_error(places, seconds, len(real), fitted, at.rng),
         overhead=serving_overhead(trained, at.batch, at.rounds),
     )
 
@@ -209,7 +215,8 @@ def latency_table(measured: list[BucketLatencies], bank: Bank) -> pd.DataFrame:
                     "predicted_s": predicted[k],
                 }
             )
-        beyond = {OVERHEAD.format(n): s for n, s in zip(names, at.overhead.serving_s, strict=True)}
+        served = zip(bank.levels, at.overhead.serving_s, strict=True)
+        beyond = {OVERHEAD.format(lv.name): s for lv, s in served if not lv.emulated}
         beyond[DECISION] = at.overhead.decision_s
         for name, seconds in (at.rivals_s | beyond).items():
             rows.append({"batch": at.bucket, "assignment": name, "steady_s": seconds})

@@ -15,6 +15,7 @@ from torch import Tensor
 from agents.deciders import Constant
 from agents.precision.api import PrecisionAgent
 from experiments.precision.banks import SampleRows, StandInBank, TrainedBank
+from experiments.precision.declared import costed
 from runtime.networks import Network
 from runtime.precision.actions import TableActions
 from runtime.precision.guard_tables import BankTables, PrecisionLimits
@@ -176,13 +177,15 @@ def serving_overhead(trained: TrainedBank, batch: Tensor, rounds: int) -> Overhe
         rounds: How often a row of batches is served at each level, at least 1.
 
     Returns:
-        Serving by level; the decision's time as the median over levels; the residual over all.
+        Serving by level, of emulated ones as of int8; the decision's time as the median over
+        levels; the residual over all.
     """
     server = ServedBatches(trained, batch)
-    plans = [server.plan(level) for level in range(server.n_levels)]
+    measured = costed(trained.bank.levels)
+    plans = [server.plan(level) for level in measured.real.tolist()]
     deciders = [server.policy(plan) for plan in plans]
-    bare = np.zeros((server.n_levels, rounds, _BATCHES - 1))
-    constant, decided = np.zeros((2, server.n_levels, rounds, 2, _BATCHES - 1))
+    bare = np.zeros((len(plans), rounds, _BATCHES - 1))
+    constant, decided = np.zeros((2, len(plans), rounds, 2, _BATCHES - 1))
     with torch.inference_mode():
         for r in range(rounds):
             for level, plan in enumerate(plans):
@@ -191,7 +194,7 @@ def serving_overhead(trained: TrainedBank, batch: Tensor, rounds: int) -> Overhe
                 decided[level, r] = server.served_s(deciders[level], plan)
     bare_s = np.median(bare, axis=(1, 2))
     constant_s, decided_s = (np.median(each, axis=(1, 3)) for each in (constant, decided))
-    serving_s = np.maximum(constant_s[:, 0] - bare_s, 0.0)
+    serving_s = np.maximum(constant_s[:, 0] - bare_s, 0.0)[measured.like]
     decision_s = float(np.median(decided_s[:, 1] - constant_s[:, 1]))
     whole = np.stack([constant[:, :, 0], decided[:, :, 0]])
     relative = whole / np.median(whole, axis=(2, 3), keepdims=True)

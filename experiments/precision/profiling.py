@@ -15,6 +15,7 @@ from experiments.precision.calibration import CalibrationNode
 from experiments.precision.data import Part
 from experiments.precision.latencies import BucketLatencies, served_stage_s, switch_beyond_s
 from experiments.training import Report
+from runtime.precision.bank import Bank
 from runtime.precision.corruptions import corrupt
 from runtime.precision.machine import sqnr_db
 from runtime.precision.properties import PROPERTY_NAMES, input_properties
@@ -76,7 +77,7 @@ def build_profile(
         sqnr_db=np.stack([noise for _, noise in observed]),
         power_active_w=POWER_ACTIVE_W,
         power_idle_w=POWER_IDLE_W,
-        origin=f"{origin}; answers {_said(answers)}",
+        origin=f"{origin}; answers {_said(answers)}{_declared(bank)}",
     )
 
 
@@ -123,6 +124,12 @@ def _said(answers: Sequence[Answers]) -> str:
         f"modelled from single stages, accuracy off by {100 * mean:.2f} points in the mean and "
         f"{100 * worst:.2f} at most over {HELD_OUT} held-out assignments a condition"
     )
+
+
+def _declared(bank: Bank) -> str:
+    """Say of which levels the costs are declared."""
+    names = [level.name for level in bank.levels if level.emulated]
+    return f"; costs of {', '.join(names)} declared from int8's" if names else ""
 
 
 def _observed(trained: TrainedBank, x: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from experiments.precision.ablation import ablate, ablation_makers
 from experiments.precision.calibration import HELD_OUT, PROFILE
 from experiments.precision.commands import stream_command
 from experiments.precision.compare import ROWS, SHOWN, SUMMARY, TIMELINE, compare_streams, shown
+from experiments.precision.declared import refuse_emulated
 from experiments.precision.driving import (
     drive_streams,
     predictions,
@@ -83,6 +84,7 @@ def reproduce_streams(config: DictConfig, report: Report) -> None:
             f"drive.agents is [{', '.join(map(str, config.drive.agents))}]; expected "
             f"{STATIC_BEST} among them, which real streams are compared with"
         )
+    refuse_emulated(config.bank.levels or [], "reproduce")
     CONSOLE.print(f"[bold]calibrate[/] {config.network.name} on this machine")
     calibrated = calibrate_network(config, report)
     config = with_profiles(config, calibrated)

@@ -19,11 +19,6 @@ LEAST_DB = {"fp32": 100.0, "fp16": 50.0, "bf16": 35.0, "int8": 25.0, "fp8": 20.0
 """Signal to noise that a working kernel exceeds by far on the self-tests' Gaussian data."""
 
 
-def gpu_name() -> str:
-    """Return what the GPU calls itself, such as "NVIDIA H100 80GB HBM3"; "" without one."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-
-
 def gpu_family() -> str:
     """Return the compute capability that kernels are built for, such as "sm_90"."""
     return "sm_{}{}".format(*torch.cuda.get_device_capability())

@@ -21,7 +21,7 @@ class Level:
         width: Share of a stage's interior that is kept, of its channels or of channels and
             resolution; borders keep their shape.
         emulated: Computed by rounding in fp32: its accuracy is real, its time is not, so it never
-            enters a measured latency.
+            enters a measured latency. The name says so, wherever it appears.
         device: Kind of device it runs on: "cpu" or "cuda".
         number: "fp16" or "fp8" where bits alone would mean bf16 or int8.
     """
@@ -71,8 +71,8 @@ LEVELS = (
     Level("int8_half", 8, width=0.5),
     Level("int8_quarter", 8, width=0.25),
     Level("int8_sixteenth", 8, width=0.0625),
-    Level("int6", 6, emulated=True),
-    Level("int4", 4, emulated=True),
+    Level("int6_emulated", 6, emulated=True),
+    Level("int4_emulated", 4, emulated=True),
     Level("cuda_fp32", 32, device="cuda"),
     Level("cuda_fp16", 16, device="cuda", number="fp16"),
     Level("cuda_bf16", 16, device="cuda"),

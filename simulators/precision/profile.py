@@ -138,10 +138,6 @@ class PrecisionProfile:
         """Return the level indices of an assignment given as an integer."""
         return assignment_levels(assignment, len(self.stages), len(self.levels))
 
-    def is_emulated(self, levels: tuple[int, ...]) -> bool:
-        """Return whether an assignment uses an emulated level: its latency is declared."""
-        return any(self.emulated[level] for level in levels)
-
     def predict_latency_s(self, levels: tuple[int, ...], bucket: int) -> float:
         """Return the mean service time of one pass, seconds.
 

@@ -171,6 +171,57 @@ def test_profiles_hold_what_the_bank_answers_and_costs(run: RunFolder) -> None:
     assert profile.sqnr_db[0, :, 1].max() < 80.0
 
 
+@pytest.fixture(scope="module")
+def with_emulated(small: Compose) -> RunFolder:
+    return calibrate_network(small("bank.levels=[fp32,int8,int4_emulated]"))
+
+
+def test_emulated_levels_answer_for_real_and_are_never_timed(with_emulated: RunFolder) -> None:
+    latencies = _table(with_emulated, LATENCIES)
+    assert not latencies["assignment"].str.contains("emulated").any()
+    levels = _table(with_emulated, LEVELS).set_index("level")
+    assert levels["emulated"].to_dict() == {"fp32": False, "int8": False, "int4_emulated": True}
+    compared = [column for column in levels if "_over_" in column]
+    assert compared
+    assert levels.loc["int4_emulated", compared].isna().all()
+    assert levels.loc[["fp32", "int8"], compared].notna().all().all()
+    # in four bits the net really answers otherwise
+    profile = PrecisionProfile.load(with_emulated.path / PROFILE)
+    agreement = profile.agreement()[0]
+    assert agreement[profile.n_assignments // 2] > agreement[-1]
+
+
+def test_costs_of_emulated_levels_are_declared_from_int8(with_emulated: RunFolder) -> None:
+    every = _table(with_emulated, EVERY).set_index("assignment")["predicted_s"]
+    half = every["/".join(["int4_emulated"] * 4)]
+    assert half == pytest.approx(every["/".join(["int8"] * 4)] / 2)
+    chosen = _table(with_emulated, CHOSEN).set_index("chosen_by")
+    assert chosen.loc["int4_emulated", "batch_4_ms"] == pytest.approx(1e3 * half)
+    assert chosen.loc["int8", "batch_4_ms"] != pytest.approx(2e3 * half, rel=1e-9)  # measured
+    profile = PrecisionProfile.load(with_emulated.path / PROFILE)
+    assert profile.emulated == (False, False, True)
+    assert profile.origin.endswith("; costs of int4_emulated declared from int8's")
+    changes_s = profile.transition_s
+    np.testing.assert_array_equal(changes_s[..., 0, 1], changes_s[..., 0, 2])
+    np.testing.assert_allclose(changes_s[..., 1, 2], 0.0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("levels", "why"),
+    [
+        ("int4_emulated,fp32,int8", "first level, int4_emulated, is emulated; expected a real one"),
+        ("fp32,int6_emulated", "int6_emulated is emulated, .* 6/8 of int8's; add int8"),
+        ("fp32,int8,int6", "no level 'int6'; expected of .*int6_emulated"),
+    ],
+)
+def test_emulated_levels_whose_costs_cannot_be_declared_are_refused(
+    small: Compose, tmp_path: Path, levels: str, why: str
+) -> None:
+    with pytest.raises(ValueError, match=why):
+        calibrate_network(small(f"bank.levels=[{levels}]", f"results.root='{tmp_path}'"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_error_of_modelled_answers_is_stated(run: RunFolder) -> None:
     table = _table(run, MODELLED).set_index("condition")
     assert list(table.index) == ["clean", "noise-4"]

@@ -274,6 +274,7 @@ def test_a_stage_without_a_level_runs_the_next_higher_one(small: Small) -> None:
         (["env.held_out_profile=null"], "env.held_out_profile is null"),
         (["size.drive.seconds=0.2"], "expected at least 1 s"),
         (["drive.passive=true"], "drive.passive is true"),
+        (["bank.levels=[fp32,int8,int6_emulated]"], "drive serves in real time, and int6_emulated"),
         (["drive.tries=0"], "drive.tries is 0; expected at least 1"),
         (["workload.load=1e-7"], "no request arrives"),
         (["bank.buckets=[8]"], "has the batch sizes 1, 8, the bank 8"),

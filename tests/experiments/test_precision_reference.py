@@ -39,6 +39,7 @@ def calibrated(tmp_path: Path) -> RunFolder:
     run = tmp_path / "calibration"
     run.mkdir()
     chosen = pd.DataFrame({"chosen_by": list(CLEAN), "calibration": list(CLEAN.values())})
+    chosen["assignment"] = [f"{name}/{name}" for name in list(CLEAN)[:3]] + ["int8/int8_quarter"]
     chosen["held_out"] = chosen["calibration"] - [0.0, 0.0, 0.0, 0.011]
     chosen["batch_1_ms"], chosen["batch_16_ms"] = 0.5, list(MS.values())
     chosen.to_csv(run / CHOSEN, index=False)
@@ -130,6 +131,22 @@ def test_claims_of_a_bank_state_the_figures_of_its_tables(
     reference.record_bank(settings(), calibrated)
     missed = load_claims(folder / "claims.json")["bank.avx2.small-net.vs-compiled-fp32"]
     assert (missed.aim, missed.met) == (">= 4", False)
+
+
+def test_assignments_whose_latency_is_declared_are_in_no_claim(
+    folder: Path, calibrated: RunFolder
+) -> None:
+    levels, chosen = (pd.read_csv(calibrated.path / name) for name in (LEVELS, CHOSEN))
+    declared = levels.iloc[[1]].assign(level="int4_emulated", batch_16_ms=0.1)
+    pd.concat([levels, declared]).to_csv(calibrated.path / LEVELS, index=False)
+    emulated = chosen["chosen_by"] == "best of all"
+    chosen.loc[emulated, ["assignment", "batch_16_ms"]] = ["int8/int4_emulated", 0.2]
+    uniform = chosen[emulated].assign(chosen_by="int4_emulated", assignment="int4_emulated")
+    pd.concat([chosen, uniform]).to_csv(calibrated.path / CHOSEN, index=False)
+    reference.record_bank(settings(), calibrated)
+    claims = load_claims(folder / "claims.json")
+    assert claims["bank.avx2.small-net.vs-compiled-fp32"].value == pytest.approx(2.0)  # int8
+    assert claims["bank.avx2.small-net.vs-uniform"].value == 1.0
 
 
 def test_without_the_best_of_all_the_fastest_that_anybody_chose_counts(

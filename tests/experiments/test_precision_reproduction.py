@@ -57,3 +57,9 @@ def test_a_flow_without_the_best_constant_is_refused_before_any_work(compose: Co
     config = compose("size=smoke", "drive.agents=[ppo]")
     with pytest.raises(ConfigError, match=r"drive.agents is \[ppo\]; expected static_best"):
         reproduce_streams(config, silent)
+
+
+def test_emulated_levels_are_not_reproduced(compose: Compose) -> None:
+    config = compose("size=smoke", "bank.levels=[fp32,int8,int4_emulated]")
+    with pytest.raises(ConfigError, match="reproduce serves in real time, and int4_emulated"):
+        reproduce_streams(config, silent)

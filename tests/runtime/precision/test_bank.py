@@ -20,12 +20,14 @@ from runtime.precision.staging import StagedNetwork
 from tests.runtime.precision import nets
 
 FAKE_INT8 = Level("int8_rounded", 8, emulated=True)
-LEVELS = tuple(n for n in ("fp32", "bf16", "int8", "int6", "int4") if n not in refusals())
+LEVELS = tuple(
+    n for n in ("fp32", "bf16", "int8", "int6_emulated", "int4_emulated") if n not in refusals()
+)
 REAL = LEVELS[:-2]
 LEVELS += (FAKE_INT8,)
 """Not every processor has kernels for bf16."""
 
-LEAST_DB = {"fp32": 90.0, "bf16": 35.0, "int8": 28.0, "int6": 16.0, "int4": 4.0}
+LEAST_DB = {"fp32": 90.0, "bf16": 35.0, "int8": 28.0, "int6_emulated": 16.0, "int4_emulated": 4.0}
 LEAST_DB = {name: LEAST_DB[name] for name in LEVELS[:-1]}
 """Signal to noise of the whole small net, decibels; each bit is worth about 6."""
 
@@ -217,7 +219,7 @@ def test_a_probe_shows_the_pass_itself(name: str) -> None:
         assert all(sqnr_db(a, b) > least for a, b in zip(exact, probe.stages, strict=True))
 
 
-@pytest.mark.parametrize("level", [*REAL, "int6"])
+@pytest.mark.parametrize("level", [*REAL, "int6_emulated"])
 def test_clip_rates_count_what_lies_past_the_calibrated_range(level: str) -> None:
     bank, _, _, _ = case("cnn")
     levels = bank.assignment(level)
@@ -269,13 +271,16 @@ def test_bytes_shrink_with_the_bits() -> None:
     if "bf16" in size:
         assert size["bf16"] == pytest.approx(2 * weights, rel=0.02)
     assert size["int8"] == pytest.approx(weights, rel=0.05)
-    assert size["int4"] == pytest.approx(weights / 2, rel=0.05)
+    assert size["int4_emulated"] == pytest.approx(weights / 2, rel=0.05)
 
 
 def test_assignments_have_numbers() -> None:
     bank, _, x, _ = case("cnn")
-    levels = bank.assignment("int8", "fp32", "int4", "int6")
-    count, int8, int4, int6 = len(bank.levels), *map(bank.level_index, ("int8", "int4", "int6"))
+    levels = bank.assignment("int8", "fp32", "int4_emulated", "int6_emulated")
+    count, int8, int4, int6 = (
+        len(bank.levels),
+        *map(bank.level_index, ("int8", "int4_emulated", "int6_emulated")),
+    )
     assert bank.encode(levels) == ((int8 * count + 0) * count + int4) * count + int6
     assert bank.decode(bank.encode(levels)) == levels
     y = bank.run(x, levels)
@@ -351,7 +356,9 @@ def test_warming_up_leaves_no_kernel_to_make() -> None:
 def test_the_tree_of_all_assignments_gives_what_single_runs_give(name: str) -> None:
     modules, shape = nets.NETS[name]()
     network = StagedNetwork.from_modules(modules, shape)
-    bank = Bank(network, nets.inputs(shape, 32, seed=8), BankOptions(("fp32", "int8", "int4")))
+    bank = Bank(
+        network, nets.inputs(shape, 32, seed=8), BankOptions(("fp32", "int8", "int4_emulated"))
+    )
     x = nets.inputs(shape, 5)
     given = x.clone()
     found = {assignment: output.clone() for assignment, output in bank.every_output(x)}

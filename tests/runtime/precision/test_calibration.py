@@ -91,7 +91,7 @@ def test_calibrations_survive_as_tensors() -> None:
     assert Calibration.from_tensors(found.to_tensors(), found.key) == found
 
 
-OPTIONS = ("fp32", "int8", "int8_half", "int4")
+OPTIONS = ("fp32", "int8", "int8_half", "int4_emulated")
 
 
 def _bank(folder: Path, **options: float) -> Bank:

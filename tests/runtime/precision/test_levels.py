@@ -14,7 +14,7 @@ from runtime.precision.levels import LEVELS, Level, find_level, find_levels
 def test_levels_are_looked_up_by_name() -> None:
     assert [level.name for level in LEVELS[:3]] == ["fp32", "bf16", "int8"]
     assert find_level("int8_half").width == 0.5
-    assert [level.name for level in LEVELS if level.emulated] == ["int6", "int4"]
+    assert [level.name for level in LEVELS if level.emulated] == ["int6_emulated", "int4_emulated"]
     with pytest.raises(ValueError, match=r"no level 'int8_hlf'.*did you mean 'int8_half'"):
         find_level("int8_hlf")
     with pytest.raises(ValueError, match="levels given twice: int8"):
@@ -87,7 +87,7 @@ def test_a_kernel_that_saturates_gets_weights_of_seven_bits(
     machine.int8_weight_bits.cache_clear()
     monkeypatch.setattr(machine, "_sums_exactly", lambda weights: False)
     assert machine.weight_bits(find_level("int8")) == 7
-    assert machine.weight_bits(find_level("int6")) == 6
+    assert machine.weight_bits(find_level("int6_emulated")) == 6
     machine.int8_weight_bits.cache_clear()
 
 

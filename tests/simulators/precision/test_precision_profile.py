@@ -68,9 +68,6 @@ def test_names_and_figures(profile: PrecisionProfile) -> None:
     with pytest.raises(ValueError, match="3 levels are given; expected 1 or 4"):
         profile.assignment("int8", "int8", "int8")
     assert (profile.agreement()[:, 0] == 1.0).all()
-    marked = replace(profile, emulated=(False, False, False, True))
-    assert marked.is_emulated((0, 0, 3, 0))
-    assert not marked.is_emulated((0, 1, 2, 0))
     capacity = profile.capacity_per_s((0,) * 4, 16)
     assert capacity == max(b / profile.predict_latency_s((0,) * 4, b) for b in profile.buckets)
 
