@@ -307,7 +307,8 @@ def _show_chosen(table: pd.DataFrame) -> None:
         if column.endswith("_ms"):
             headings[column] = column.removesuffix("_ms").replace("batch_", "b") + " ms"
     emulated = table["assignment"].map(names_emulated)
-    shown["chosen_by"] = table["chosen_by"].where(~emulated, table["chosen_by"] + " (emulated)")
+    unsaid = emulated & ~table["chosen_by"].str.contains("emulated")
+    shown["chosen_by"] = table["chosen_by"].where(~unsaid, table["chosen_by"] + " (emulated)")
     title = "who chose what: accuracy and measured latency"
     show_table(f"{title} (emulated: declared)" if emulated.any() else title, shown, headings)
     for name, assignment in zip(table["chosen_by"], table["assignment"], strict=True):
