@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.deciders import Worlds, descend
 from agents.precision.api import Episodes, effective_accuracies
-from agents.precision.tuning import row_accuracies
+from agents.precision.scores import row_accuracies
 from envs.precision.config import StagedPrecisionConfig
 
 _TIME = 0  # column of the time in the signals

@@ -19,7 +19,7 @@ from agents.precision.api import effective_accuracies
 from agents.precision.candidates import candidate_rows
 from agents.precision.heuristics.load import SlackFit, slack_fit_grid
 from agents.precision.known import known_of
-from agents.precision.tuning import row_accuracies
+from agents.precision.scores import row_accuracies
 from experiments.figure_style import save_figure
 from experiments.files import write_csv
 from experiments.precision.compare import ROWS

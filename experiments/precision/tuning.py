@@ -22,8 +22,8 @@ from agents.precision.heuristics.static import Static, uniforms
 from agents.precision.known import Known, known_of
 from agents.precision.rule import Rule
 from agents.precision.saved import STATIC, rule_of, saved_rule
+from agents.precision.scores import rule_accuracies
 from agents.precision.static_mix import cheapest_mix
-from agents.precision.tuning import rule_accuracies
 from agents.tuning import worker_pool
 from envs.precision.config import StagedPrecisionConfig
 from experiments.files import write_csv, write_json

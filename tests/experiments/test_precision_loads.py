@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from agents.precision.known import known_of
-from agents.precision.tuning import row_accuracies
+from agents.precision.scores import row_accuracies
 from experiments.precision.compare import ROWS
 from experiments.precision.loads import compare_loads
 from experiments.precision.worlds import build_world, evaluation_episodes

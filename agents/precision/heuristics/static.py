@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar
@@ -10,11 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.precision.api import Episodes
 from agents.precision.known import Known
 from agents.precision.rule import Rule
-from agents.precision.tuning import row_accuracies
-from envs.precision.config import StagedPrecisionConfig
 from runtime.precision.plan import PrecisionPlan
 
 MARGINS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
@@ -82,26 +79,3 @@ def cascade_grid(known: Known) -> list[Cascade]:
     """Return every pair of uniform levels with every margin."""
     pairs = list(combinations(range(known.tables.n_levels), 2))
     return [Cascade(known, low, high, below) for high, low in pairs for below in MARGINS]
-
-
-def static_best(
-    config: StagedPrecisionConfig,
-    known: Known,
-    episodes: Episodes,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Static, NDArray[np.float64]]:
-    """Return the constant assignment with the highest effective accuracy: tries every one.
-
-    Args:
-        config: The simulated world, with training streams.
-        known: What rules know about it.
-        episodes: Which streams, common to all assignments.
-        on_progress: Told how many assignments are done.
-
-    Returns:
-        The best one (the first of equal ones), and the effective accuracy of each assignment in
-        each episode, float64 [A, episodes].
-    """
-    scores = row_accuracies(config, known.rows, episodes, on_progress)
-    best = int(np.nanmean(scores, axis=1).argmax())
-    return Static("static_best", PrecisionPlan.from_row(known.rows[best])), scores

@@ -1,9 +1,8 @@
-"""Choice of the best setting of a rule on training streams, with common random numbers."""
+"""Scores of many rules and constant plans on the same streams, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +13,6 @@ from agents.precision.rule import Rule
 from envs.precision.config import StagedPrecisionConfig
 
 _SERVERS_AT_ONCE = 512
-
-RuleT = TypeVar("RuleT", bound=Rule)
-
-
-class Tuned(NamedTuple, Generic[RuleT]):
-    """What tuning found.
-
-    Attributes:
-        rule: The best setting; the first of equal ones.
-        scores: Effective accuracy of each setting in each episode, float64 [settings, episodes].
-    """
-
-    rule: RuleT
-    scores: NDArray[np.float64]
 
 
 class SideBySide:
@@ -118,29 +103,6 @@ def row_accuracies(
         result[chunk] = scores.reshape(len(chunk), n)
         on_progress(chunk.stop)
     return result
-
-
-def tune(
-    config: StagedPrecisionConfig,
-    grid: Sequence[RuleT],
-    episodes: Episodes,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> Tuned[RuleT]:
-    """Return the setting with the highest effective accuracy, averaged over episodes.
-
-    Args:
-        config: The simulated world, with training streams.
-        grid: The rule in every setting.
-        episodes: Which streams, common to all settings.
-        on_progress: Told how many settings are done.
-
-    Raises:
-        ValueError: An empty grid.
-    """
-    if not grid:
-        raise ValueError("there is no setting to choose from; expected at least one")
-    scores = rule_accuracies(config, grid, episodes, on_progress)
-    return Tuned(grid[int(np.nanmean(scores, axis=1).argmax())], scores)
 
 
 def _chunks(items: int, episodes: int) -> list[range]:
