@@ -21,6 +21,7 @@ from experiments.domains import Domain, domain_of
 from experiments.errors import ConfigError
 from experiments.files import write_csv
 from experiments.precision.commands import stream_command
+from experiments.precision.declared import emulated_of
 from experiments.precision.loads import compare_loads, draw_loads, joined
 from experiments.precision.reference import (
     LOADS_FIGURE,
@@ -93,6 +94,8 @@ def task(config: DictConfig) -> None:
         folder = headroom(config, line_per_step(bar))
     table = shown(pd.read_csv(folder / LOADS))
     show_table("points over static best, training streams, simulated", table, list(table.columns))
+    if emulated := emulated_of(config.bank.levels or []):
+        say(f"{', '.join(emulated)}: costs declared, not measured")
     say(f"table and figure: {shown_path(folder)}")
 
 

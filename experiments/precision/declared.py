@@ -88,7 +88,12 @@ def is_emulated(levels: Sequence[Level], assignment: Assignment) -> bool:
 
 def names_emulated(assignment: str) -> bool:
     """Return whether an assignment as tables have it, names joined by "/", has such a level."""
-    return any(find_level(name).emulated for name in assignment.split("/"))
+    return bool(emulated_of(assignment.split("/")))
+
+
+def emulated_of(names: Iterable[str]) -> list[str]:
+    """Return the names of emulated levels among those of levels."""
+    return [name for name in names if find_level(name).emulated]
 
 
 def refuse_emulated(names: Iterable[str], what: str) -> None:
@@ -101,10 +106,9 @@ def refuse_emulated(names: Iterable[str], what: str) -> None:
     Raises:
         ConfigError: Names the first of them.
     """
-    for name in names:
-        if find_level(name).emulated:
-            raise ConfigError(
-                f"{what} serves in real time, and {name} is emulated: how long it takes says "
-                "nothing. Leave it out of bank.levels, or look at it in simulation alone "
-                "(calibrate, headroom, train, compare)"
-            )
+    for name in emulated_of(names):
+        raise ConfigError(
+            f"{what} serves in real time, and {name} is emulated: how long it takes says nothing. "
+            "Leave it out of bank.levels, or look at it in simulation alone (calibrate, headroom, "
+            "train, compare)"
+        )
