@@ -28,7 +28,7 @@ from experiments.precision.stream_figures import headroom_by_load
 from experiments.precision.summary import FORESIGHT, HINDSIGHT_WINDOWS, STATIC_BEST
 from experiments.precision.tuning import evaluate_rules
 from experiments.precision.worlds import build_world, evaluation_episodes
-from experiments.record import RunFolder, open_run
+from experiments.record import COMPLETE, RunFolder, load_run, open_run, run_path
 from experiments.training import Report, precision_part, silent, with_load
 from experiments.workloads import Part
 
@@ -44,15 +44,11 @@ def compare_loads(config: DictConfig, report: Report = silent) -> RunFolder:
     Returns:
         The run folder, with `rows.csv`: a row per load, agent and episode.
     """
-    loads = [float(load) for load in config.size.precision.loads]
-    study = {"name": f"{config.study.name}-loads", "loads": loads}
-    own = {"study": study, "agent": {"name": "headroom"}, "seed": 0}
-    part = OmegaConf.merge(precision_part(config), {"agent": None}, own)
-    run = open_run(cast("DictConfig", part))
+    run = open_run(_own_config(config))
     if run.complete:
         return run
     rows: list[dict[str, Any]] = []
-    for load in loads:
+    for load in run.config["study"]["loads"]:
         for agent, scores in _at(with_load(config, load), report).items():
             fixed = {"load": load, "agent": agent, "train_seed": 0}
             rows += [
@@ -62,6 +58,20 @@ def compare_loads(config: DictConfig, report: Report = silent) -> RunFolder:
     write_csv(run.path / ROWS, pd.DataFrame(rows))
     run.mark_complete()
     return run
+
+
+def finished_loads(config: DictConfig) -> RunFolder | None:
+    """Return what `compare_loads` gives if it was finished before, None otherwise."""
+    path = run_path(_own_config(config))
+    return load_run(path) if (path / COMPLETE).exists() else None
+
+
+def _own_config(config: DictConfig) -> DictConfig:
+    """Return the part of a configuration that its loads depend on."""
+    loads = [float(load) for load in config.size.precision.loads]
+    study = {"name": f"{config.study.name}-loads", "loads": loads}
+    own = {"study": study, "agent": {"name": "headroom"}, "seed": 0}
+    return cast("DictConfig", OmegaConf.merge(precision_part(config), {"agent": None}, own))
 
 
 def joined(runs: Sequence[RunFolder]) -> pd.DataFrame:

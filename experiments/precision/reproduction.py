@@ -31,7 +31,7 @@ from experiments.precision.driving import (
     serving_table,
 )
 from experiments.precision.lineup import RULES, makers
-from experiments.precision.loads import compare_loads, draw_loads, joined
+from experiments.precision.loads import compare_loads, draw_loads, finished_loads, joined
 from experiments.precision.reference import (
     LOADS_FIGURE,
     record_bank,
@@ -57,14 +57,15 @@ class Made(NamedTuple):
     Attributes:
         calibrated: The calibration of the network.
         compared: A comparison for each stream.
-        loads: What adapting can win at each load, on the main stream.
+        loads: What adapting can win at each load, on the main stream and on all others that
+            `headroom` has looked at.
         ablated: The ablation on the main stream.
         driven: Real runs for each stream.
     """
 
     calibrated: RunFolder
     compared: list[RunFolder]
-    loads: RunFolder
+    loads: list[RunFolder]
     ablated: RunFolder
     driven: list[RunFolder]
 
@@ -93,7 +94,8 @@ def reproduce_streams(config: DictConfig, report: Report) -> None:
     _make_agents([c for s in settings for c in makers(s)] + ablation_makers(settings[-1]), report)
     CONSOLE.print("[bold]compare[/] on held-out streams")
     compared = [compare_streams(setting, report) for setting in settings]
-    loads = compare_loads(settings[-1], report)
+    looked_at = [run for setting in settings[:-1] if (run := finished_loads(setting)) is not None]
+    loads = [*looked_at, compare_loads(settings[-1], report)]
     ablated = ablate(settings[-1], report)
     CONSOLE.print("[bold]drive[/] the real bank")
     driven = [drive_streams(with_drive(setting), report, say) for setting in settings]
@@ -179,7 +181,7 @@ def _write_tables(made: Made, folder: Path) -> None:
     write_csv(folder / REAL, real)
     cost = [serving_table(run).assign(stream=run.config["env"]["stream"]) for run in made.driven]
     write_csv(folder / COST, pd.concat(cost, ignore_index=True))
-    write_csv(folder / LOADS, joined([made.loads]))
+    write_csv(folder / LOADS, joined(made.loads))
     write_csv(folder / ABLATION, pd.read_csv(made.ablated.path / SUMMARY))
 
 
@@ -213,7 +215,8 @@ def draw(config: DictConfig, made: Made, folder: Path) -> None:
         folder / "headroom.png",
         f"What adapting can win, and what agents win of it, simulated. Made by `{command}`.",
     )
-    draw_loads(pd.read_csv(folder / LOADS), folder / LOADS_FIGURE, command)
+    loads_command = stream_command(config, "headroom") if len(made.loads) > 1 else command
+    draw_loads(pd.read_csv(folder / LOADS), folder / LOADS_FIGURE, loads_command)
     save_figure(
         stream_figures.ablation(pd.read_csv(folder / ABLATION)),
         folder / "ablation.png",

@@ -93,8 +93,12 @@ def gain_by_agent(table: pd.DataFrame, accent: Collection[str] = LEARNED) -> Fig
 
 
 def _draw_gains(axes: Axes, gains: Sequence[Estimate], colours: Sequence[str]) -> None:
-    """Draw a gain a row, on an axis that reaches twice as far below 0 as above, or a point."""
-    least = -max(2.0 * max(gain.value for gain in gains), 1.0)
+    """Draw a gain a row, on an axis that reaches twice as far below 0 as above, or a point.
+
+    It reaches farther where half of the gains would lie outside.
+    """
+    values = [gain.value for gain in gains]
+    least = min(-2.0 * max(values), -1.0, 1.2 * float(np.median(values)))
     shown = [gain for gain in gains if gain.value >= least]
     ends = [end for gain in shown for end in (gain.value, gain.low, gain.high)]
     for y, (gain, colour) in enumerate(zip(gains, colours, strict=True)):

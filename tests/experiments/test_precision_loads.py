@@ -8,8 +8,9 @@ import pytest
 from agents.precision.known import known_of
 from agents.precision.scores import row_accuracies
 from experiments.precision.compare import ROWS
-from experiments.precision.loads import compare_loads
+from experiments.precision.loads import compare_loads, finished_loads, joined
 from experiments.precision.worlds import build_world, evaluation_episodes
+from experiments.record import COMPLETE
 from experiments.training import with_load
 from experiments.workloads import Part
 from tests.experiments.precision_configs import composing
@@ -37,3 +38,8 @@ def test_each_load_has_its_own_best_constant_rule_and_search(tmp_path: Path) -> 
     told.clear()
     assert compare_loads(config, lambda what, done, total: told.append(what)).path == run.path
     assert not told  # finished: nothing is done again
+    found = finished_loads(config)
+    assert found is not None
+    pd.testing.assert_frame_equal(joined([found]), joined([run]))
+    (run.path / COMPLETE).unlink()
+    assert finished_loads(config) is None
