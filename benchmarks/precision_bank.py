@@ -11,6 +11,7 @@ import importlib
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -191,18 +192,24 @@ def time_in_turn(works: Works, rounds: int) -> dict[str, np.ndarray]:
 
 
 def dispatch_us(bank: Bank) -> float:
-    """Return what `run` costs per stage when the stages themselves do nothing, microseconds."""
-    idle = object.__new__(Bank)
-    idle.__dict__.update(bank.__dict__)
+    """Return what `run` costs per stage when the stages themselves do nothing, microseconds.
+
+    Raises:
+        RuntimeError: They do something.
+    """
 
     def same(x: Tensor) -> Tensor:
         return x
 
     count = len(bank.levels)
-    idle._calls = [[[same] * count for _ in range(count)] for _ in bank.stages]
-    idle._entries = [same] * count
-    x = torch.zeros(1, *bank.network.input_shape)
-    times = time_in_turn({"idle": _pass(idle, x, (count - 1,) * len(bank.stages))}, 15)["idle"]
+    idle, passes = copy(bank), copy(bank._passes)
+    idle._passes = passes
+    passes._calls = [[[same] * count for _ in range(count)] for _ in bank.stages]
+    passes._entries = [same] * count
+    x, levels = torch.zeros(1, *bank.network.input_shape), (count - 1,) * len(bank.stages)
+    if idle.run(x, levels) is not x:
+        raise RuntimeError("the stages of an idle bank do something: dispatch cannot be timed")
+    times = time_in_turn({"idle": _pass(idle, x, levels)}, 15)["idle"]
     return float(np.median(times)) * 1e6 / len(bank.stages)
 
 

@@ -49,7 +49,7 @@ DECISION_AIM_US, SWITCH_AIM_US = 50, 20
 FRACTIONS = (0.0, 0.02, 0.1)
 LEVELS = ("fp32", "int8", "int8_quarter", "int8_sixteenth")
 BATCH = 16
-STREAM_S, REPETITIONS = 2.0, 5
+STREAM_S, REPETITIONS = 0.5, 24
 LOAD = 0.5  # of what the server carries at the coarsest level in full batches
 
 
