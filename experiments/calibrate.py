@@ -45,7 +45,7 @@ from experiments.precision.calibration import (
     level_table,
     search_table,
 )
-from experiments.precision.declared import is_emulated, names_emulated
+from experiments.precision.declared import names_emulated
 from experiments.precision.figures import front
 from experiments.precision.latencies import (
     BucketLatencies,
@@ -208,7 +208,8 @@ def _chosen_table(
     for column in ("calibration", "held_out"):
         table[column] = every.loc[table["assignment"], column].to_numpy()
     chosen = list(calibrated.chosen.values())
-    real = [a for a in dict.fromkeys(chosen) if not is_emulated(bank.levels, a)]
+    pairs = zip(chosen, table["assignment"], strict=True)
+    real = list(dict.fromkeys(a for a, words in pairs if not names_emulated(words)))
     for at in measured:
         batch = inputs(trained.data.validation.x[: at.bucket])
         calls = [partial(bank.run, assignment=assignment) for assignment in real]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,28 +36,27 @@ def stream_command(config: DictConfig, goal: str = "reproduce") -> str:
         goal: Of the Makefile.
     """
     words = [f"env={ENVIRONMENT}", f"network={config.network.name}"]
-    usual_workload = _environment_defaults()["workload"]
-    if config.workload.name != usual_workload:
+    if config.workload.name != _usual_workload():
         words.append(f"workload={config.workload.name}")
     words += _changed(config, _STREAMS)
     record = " record=true" if config.record else ""
     return f'make {goal} SIZE={config.size.name}{record} ARGS="{" ".join(words)}"'
 
 
-def _environment_defaults() -> dict[str, str]:
-    """Return the groups that the environment chooses, and what it chooses."""
-    environment = OmegaConf.load(CONF / "env" / f"{ENVIRONMENT}.yaml")
-    chosen = {}
-    for choice in environment.defaults:
-        chosen |= {str(group).split("/")[-1]: str(option) for group, option in choice.items()}
-    return chosen
+def _usual_workload() -> str:
+    """Return the workload that the environment chooses."""
+    choices = _environment().defaults
+    return next(str(c["override /workload"]) for c in choices if "override /workload" in c)
+
+
+def _environment() -> DictConfig:
+    return cast("DictConfig", OmegaConf.load(CONF / "env" / f"{ENVIRONMENT}.yaml"))
 
 
 def _usual(config: DictConfig) -> DictConfig:
     """Return what the groups of a configuration hold where nothing is overridden."""
     root = OmegaConf.load(CONF / "config.yaml")
-    environment = OmegaConf.load(CONF / "env" / f"{ENVIRONMENT}.yaml")
-    usual = OmegaConf.merge(root, environment)
+    usual = cast("DictConfig", OmegaConf.merge(root, _environment()))
     for group in ("size", "network", "workload"):
         path = CONF / group / f"{config[group].name}.yaml"
         usual[group] = OmegaConf.load(path) if path.exists() else config[group]

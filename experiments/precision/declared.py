@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from experiments.errors import ConfigError
 from runtime.precision.bank import Bank
 from runtime.precision.levels import Level, find_level
-from runtime.precision.training_mode import Assignment
 from simulators.precision.fit import LatencyFit
 
 
@@ -81,13 +80,12 @@ def with_declared(fit: LatencyFit, bank: Bank) -> LatencyFit:
     return replace(fit, stage_s=stage_s, transition_s=fit.transition_s[:, like][:, :, like])
 
 
-def is_emulated(levels: Sequence[Level], assignment: Assignment) -> bool:
-    """Return whether an assignment has an emulated level: its latency is declared."""
-    return any(levels[level].emulated for level in assignment)
-
-
 def names_emulated(assignment: str) -> bool:
-    """Return whether an assignment as tables have it, names joined by "/", has such a level."""
+    """Return whether the latency of an assignment, as tables have it, is declared.
+
+    Args:
+        assignment: Names of levels, joined by "/".
+    """
     return bool(emulated_of(assignment.split("/")))
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from runtime.precision.names import closest
 
+EMULATED = "_emulated"
+"""End of the names of emulated levels, which are so marked wherever they appear."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -21,7 +24,7 @@ class Level:
         width: Share of a stage's interior that is kept, of its channels or of channels and
             resolution; borders keep their shape.
         emulated: Computed by rounding in fp32: its accuracy is real, its time is not, so it never
-            enters a measured latency. The name says so, wherever it appears.
+            enters a measured latency.
         device: Kind of device it runs on: "cpu" or "cuda".
         number: "fp16" or "fp8" where bits alone would mean bf16 or int8.
     """
@@ -37,8 +40,14 @@ class Level:
         """Refuse levels that mean nothing.
 
         Raises:
-            ValueError: Bits, width, device or number out of range.
+            ValueError: Bits, width, device or number out of range, or a name that does not say
+                whether the level is emulated.
         """
+        if self.emulated != self.name.endswith(EMULATED):
+            raise ValueError(
+                f"level {self.name!r} {'is' if self.emulated else 'is not'} emulated; expected a "
+                f"name that ends in {EMULATED!r} if and only if it is"
+            )
         if not 2 <= self.bits <= 32:
             raise ValueError(f"level {self.name!r} has {self.bits} bits; expected 2 to 32")
         if not 0.0 < self.width <= 1.0:

@@ -22,6 +22,13 @@ def compose_precision(*words: str, root: Path | None = None) -> DictConfig:
     return compose("config", overrides=[*fixed, *words])
 
 
+def compose_shipped(*words: str) -> DictConfig:
+    """Compose what is shipped, with nothing changed but what the words say."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(words))
+
+
 @contextmanager
 def composing(root: Path) -> Iterator[Callable[..., DictConfig]]:
     """Compose servers of the synthetic bank whose runs share a folder of results; one thread."""

@@ -5,20 +5,12 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from experiments.cli import CONF
 from experiments.precision.commands import bank_command, stream_command
+from tests.experiments.precision_configs import compose_shipped
 
 USUAL = ("env=staged_precision", "size=paper", "network=fsdd_chain")
-
-
-def composed(*words: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(words))
 
 
 def typed(command: str) -> list[str]:
@@ -32,7 +24,9 @@ def typed(command: str) -> list[str]:
 
 
 def test_where_nothing_is_changed_a_command_says_what_it_is_about_and_no_more() -> None:
-    config = composed(*USUAL, "record=true", "env.profile=made/by/the/flow", "env.stream=drift")
+    config = compose_shipped(
+        *USUAL, "record=true", "env.profile=made/by/the/flow", "env.stream=drift"
+    )
     assert bank_command(config) == 'make calibrate SIZE=paper ARGS="network=fsdd_chain record=true"'
     expected = 'SIZE=paper record=true ARGS="env=staged_precision network=fsdd_chain"'
     assert stream_command(config) == f"make reproduce {expected}"
@@ -55,15 +49,15 @@ def test_where_nothing_is_changed_a_command_says_what_it_is_about_and_no_more() 
     ],
 )
 def test_a_command_typed_again_gives_the_same_configuration(changes: list[str]) -> None:
-    config = composed(*USUAL, "record=true", *changes)
-    again = composed(*typed(stream_command(config)))
+    config = compose_shipped(*USUAL, "record=true", *changes)
+    again = compose_shipped(*typed(stream_command(config)))
     assert OmegaConf.to_container(again, resolve=True) == OmegaConf.to_container(
         config, resolve=True
     )
 
 
 def test_the_command_of_a_bank_says_nothing_of_streams() -> None:
-    config = composed(
+    config = compose_shipped(
         *USUAL, "calibration.profiled=0", "bank.levels=[fp32,int8]", "env.max_batch=4"
     )
     words = "network=fsdd_chain record=true 'bank.levels=[fp32,int8]' calibration.profiled=0"

@@ -7,16 +7,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.claims import load_claims
-from experiments.cli import CONF
 from experiments.errors import ConfigError
 from experiments.precision import bank_claims, reference
 from experiments.precision.calibration import CHOSEN, FIT, LEVELS
 from experiments.record import RunFolder
+from tests.experiments.precision_configs import compose_shipped
 
 CLEAN = {"fp32": 0.95, "int8": 0.948, "int8_quarter": 0.90, "best of all": 0.946}
 MS = {"fp32": 10.0, "int8": 4.0, "int8_quarter": 2.0, "best of all": 3.2}
@@ -60,9 +58,7 @@ def calibrated(tmp_path: Path) -> RunFolder:
 
 
 def settings(**changes: Any) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        shipped = compose("config", overrides=["env=staged_precision", "size=paper"])
+    shipped = compose_shipped("env=staged_precision", "size=paper")
     own = {
         "record": True,
         "size": {"precision": {"headline_seeds": 2}},

@@ -19,7 +19,7 @@ from runtime.precision.machine import sqnr_db
 from runtime.precision.staging import StagedNetwork
 from tests.runtime.precision import nets
 
-FAKE_INT8 = Level("int8_rounded", 8, emulated=True)
+FAKE_INT8 = Level("int8_emulated", 8, emulated=True)
 LEVELS = tuple(
     n for n in ("fp32", "bf16", "int8", "int6_emulated", "int4_emulated") if n not in refusals()
 )
@@ -69,7 +69,7 @@ def test_rounding_in_fp32_says_what_the_int8_kernels_say(name: str) -> None:
     bank, _, _, _ = case(name)
     x = nets.inputs(bank.network.input_shape, 64, seed=10)
     real = bank.run(x, bank.assignment("int8"))
-    rounded = bank.run(x, bank.assignment("int8_rounded"))
+    rounded = bank.run(x, bank.assignment("int8_emulated"))
     assert torch.equal(real.argmax(1), rounded.argmax(1))
     # Far nearer to each other than either is to fp32: the same roundings, not similar ones.
     exact = bank.run(x, bank.assignment("fp32"))

@@ -31,6 +31,12 @@ def test_levels_that_mean_nothing_are_refused(change: dict[str, float | str]) ->
         Level(**{"name": "odd", "bits": 8, **change})
 
 
+@pytest.mark.parametrize(("name", "emulated"), [("int5", True), ("int5_emulated", False)])
+def test_the_name_of_a_level_says_whether_it_is_emulated(name: str, emulated: bool) -> None:
+    with pytest.raises(ValueError, match=rf"level '{name}' .*ends in '_emulated' if and only if"):
+        Level(name, 5, emulated=emulated)
+
+
 def test_what_the_machine_cannot_run_is_named_with_what_it_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
